@@ -1,0 +1,106 @@
+# Builds, installs and tests rmap. SPDX-License-Identifier: Apache-2.0 OR MIT
+#
+#   make                  the release build
+#   make install          library, header, pkg-config files, man pages, module file, with-rmap
+#   make demo             installs into target/prefix and runs unmodified MPI programs on it
+#   make test             everything that ci/ has; as root: each test as root and as an ordinary user
+#   make check            formatting, lints, documentation
+#   make soak             the random tests for long (RMAP_SOAK_SECONDS each, 600), the C tests often
+
+PREFIX       ?= /usr/local
+LIBDIR       ?= $(PREFIX)/lib
+INCLUDEDIR   ?= $(PREFIX)/include
+BINDIR       ?= $(PREFIX)/bin
+DATADIR      ?= $(PREFIX)/share
+MANDIR       ?= $(DATADIR)/man
+MODULEDIR    ?= $(DATADIR)/modulefiles
+PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
+DESTDIR      ?=
+
+CARGO   ?= cargo
+INSTALL ?= install
+STRIP   ?= strip
+
+TARGET  := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+STAMP   := $(RELEASE)/.rmap-built
+SOURCES := Cargo.toml $(wildcard Cargo.lock) $(shell find rmap-core xpmem-compat -name target -prune -o -type f -print)
+
+# Paths that go into files are absolute.
+prefix       = $(abspath $(PREFIX))
+libdir       = $(abspath $(LIBDIR))
+includedir   = $(abspath $(INCLUDEDIR))
+bindir       = $(abspath $(BINDIR))
+mandir       = $(abspath $(MANDIR))
+moduledir    = $(abspath $(MODULEDIR))
+pkgconfigdir = $(abspath $(PKGCONFIGDIR))
+
+# With the usual folders the pkg-config files name them in terms of the prefix, so that it can be overridden.
+fill = sed -e 's|@PREFIX@|$(prefix)|g' -e 's|@LIBDIR@|$(libdir)|g' -e 's|@INCLUDEDIR@|$(includedir)|g' \
+	-e 's|@BINDIR@|$(bindir)|g' -e 's|@MANDIR@|$(mandir)|g' \
+	-e 's|@PC_LIBDIR@|$(patsubst $(prefix)/%,$${exec_prefix}/%,$(libdir))|g' \
+	-e 's|@PC_INCLUDEDIR@|$(patsubst $(prefix)/%,$${prefix}/%,$(includedir))|g'
+
+MAN3 := $(wildcard packaging/man/*.3)
+MAN7 := $(wildcard packaging/man/*.7)
+
+all: $(STAMP)
+
+# Cargo decides what has to be compiled; make only decides whether to ask it. So `sudo make install` after `make` needs no cargo.
+$(STAMP): $(SOURCES)
+	$(CARGO) build --release
+	touch $@
+
+install: $(STAMP)
+	$(INSTALL) -d '$(DESTDIR)$(libdir)' '$(DESTDIR)$(includedir)' '$(DESTDIR)$(pkgconfigdir)' '$(DESTDIR)$(bindir)' \
+		'$(DESTDIR)$(mandir)/man3' '$(DESTDIR)$(mandir)/man7' '$(DESTDIR)$(moduledir)/xpmem'
+	$(INSTALL) -m 755 $(RELEASE)/libxpmem.so '$(DESTDIR)$(libdir)/libxpmem.so.0.0.0'
+	ln -sfn libxpmem.so.0.0.0 '$(DESTDIR)$(libdir)/libxpmem.so.0'
+	ln -sfn libxpmem.so.0.0.0 '$(DESTDIR)$(libdir)/libxpmem.so'
+	$(INSTALL) -m 644 $(RELEASE)/libxpmem.a '$(DESTDIR)$(libdir)/libxpmem.a'
+	$(STRIP) --strip-debug '$(DESTDIR)$(libdir)/libxpmem.a'
+	$(INSTALL) -m 644 ffi/include/xpmem.h '$(DESTDIR)$(includedir)/xpmem.h'
+	$(fill) packaging/xpmem.pc.in > '$(DESTDIR)$(pkgconfigdir)/xpmem.pc'
+	$(fill) packaging/xpmem.pc.in > '$(DESTDIR)$(pkgconfigdir)/cray-xpmem.pc'
+	$(fill) packaging/xpmem.module.in > '$(DESTDIR)$(moduledir)/xpmem/rmap'
+	chmod 644 '$(DESTDIR)$(pkgconfigdir)/xpmem.pc' '$(DESTDIR)$(pkgconfigdir)/cray-xpmem.pc' \
+		'$(DESTDIR)$(moduledir)/xpmem/rmap'
+	$(fill) packaging/with-rmap.in > '$(DESTDIR)$(bindir)/with-rmap'
+	chmod 755 '$(DESTDIR)$(bindir)/with-rmap'
+	$(INSTALL) -m 644 $(MAN3) '$(DESTDIR)$(mandir)/man3'
+	$(INSTALL) -m 644 $(MAN7) '$(DESTDIR)$(mandir)/man7'
+
+# Removes what `install` with the same variables made; folders stay if something else is in them.
+uninstall:
+	rm -f $(foreach f,libxpmem.so libxpmem.so.0 libxpmem.so.0.0.0 libxpmem.a,'$(DESTDIR)$(libdir)/$(f)') \
+		'$(DESTDIR)$(includedir)/xpmem.h' '$(DESTDIR)$(bindir)/with-rmap' '$(DESTDIR)$(moduledir)/xpmem/rmap' \
+		$(foreach f,xpmem.pc cray-xpmem.pc,'$(DESTDIR)$(pkgconfigdir)/$(f)') \
+		$(foreach f,$(notdir $(MAN3)),'$(DESTDIR)$(mandir)/man3/$(f)') \
+		$(foreach f,$(notdir $(MAN7)),'$(DESTDIR)$(mandir)/man7/$(f)')
+	-rmdir '$(DESTDIR)$(moduledir)/xpmem' '$(DESTDIR)$(pkgconfigdir)' 2>/dev/null
+
+# The installation that `demo` and `test` use.
+LOCAL := $(abspath $(TARGET))/prefix
+
+local-install: all
+	$(MAKE) --no-print-directory -s install DESTDIR= PREFIX='$(LOCAL)' LIBDIR='$(LOCAL)/lib' INCLUDEDIR='$(LOCAL)/include' \
+		BINDIR='$(LOCAL)/bin' DATADIR='$(LOCAL)/share' MANDIR='$(LOCAL)/share/man' MODULEDIR='$(LOCAL)/share/modulefiles' \
+		PKGCONFIGDIR='$(LOCAL)/lib/pkgconfig'
+
+demo: local-install
+	XPMEM_PREFIX='$(LOCAL)' mpi-tests/demo.sh
+
+test: local-install
+	ci/test-all.sh '$(LOCAL)'
+
+soak: all
+	ci/soak.sh
+
+check:
+	ci/fmt.sh
+	ci/lint.sh
+
+clean:
+	$(CARGO) clean
+
+.PHONY: all install uninstall local-install demo test soak check clean

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# ci/test-mpi.sh [PREFIX]: the MPI tests against an installation; as root, they run as root and as an ordinary user.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+make_scratch
+export XPMEM_PREFIX=${1:-$TARGET/prefix}
+# A whole MPI suite takes longer than one test program.
+export RMAP_TEST_TIMEOUT=${RMAP_MPI_TIMEOUT:-900}
+
+scripts=$ROOT/mpi-tests
+if [ "$(id -u)" = 0 ] && ! user_can_read "$scripts/check.sh"; then
+    say "the ordinary user cannot enter $ROOT: it uses copies"
+    cp -a "$scripts" "$XPMEM_PREFIX" "$scratch"
+    scripts=$scratch/mpi-tests XPMEM_PREFIX=$scratch/${XPMEM_PREFIX##*/}
+    # What has been built stays for the next run.
+    export RMAP_MPI_CACHE=${RMAP_MPI_CACHE:-/var/tmp/rmap-mpi}
+fi
+
+say "preparing the MPI tests"
+"$scripts/setup.sh"
+failed=0
+for identity in "${identities[@]}"; do
+    say "MPI tests as $identity"
+    run_as "$identity" "$scripts/check.sh" || failed=1
+done
+exit $failed

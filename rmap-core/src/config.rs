@@ -1,0 +1,29 @@
+//! What the environment sets, read once when the library first needs it.
+
+use core::time::Duration;
+
+/// Settings of this process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Config {
+    /// `RMAP_DISABLE`: serve nothing.
+    pub(crate) disabled: bool,
+    /// `RMAP_PEER_TIMEOUT`: longest wait for a living exporter.
+    pub(crate) peer_timeout: Option<Duration>,
+    /// `RMAP_PINNED=move`: adopt memory although some is pinned for DMA.
+    pub(crate) move_pinned: bool,
+}
+
+impl Config {
+    pub(crate) fn from_environment() -> Self {
+        let text = |name| std::env::var(name).unwrap_or_default();
+        let seconds = text("RMAP_PEER_TIMEOUT")
+            .parse()
+            .ok()
+            .filter(|s: &f64| s.is_finite() && *s > 0.0);
+        Self {
+            disabled: !matches!(text("RMAP_DISABLE").as_str(), "" | "0" | "n" | "no" | "false"),
+            peer_timeout: seconds.map(|s| Duration::from_secs_f64(s.min(1e9))),
+            move_pinned: text("RMAP_PINNED") == "move",
+        }
+    }
+}

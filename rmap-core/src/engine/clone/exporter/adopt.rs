@@ -1,0 +1,305 @@
+//! Moving memory of this process into an object, in place, and back, while its threads stand still.
+
+use super::object::{Object, Objects};
+use crate::error::{Error, Result, failed};
+use crate::range::Range;
+use crate::sys::maps::{Attributes, FileId, Vma};
+use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::uffd::Userfaultfd;
+use crate::sys::{Errno, SysResult};
+
+/// Copies `range` of this process to its place in the object.
+pub(crate) fn fill(object: &Object, range: Range) -> SysResult<()> {
+    copy_to(object, range.start(), range)
+}
+
+/// Copies the memory at `from` to `to` in the object.
+fn copy_to(object: &Object, from: usize, to: Range) -> SysResult<()> {
+    let mut done = 0;
+    while done < to.len() {
+        let offset = (to.start() + done) as u64;
+        match memory::write_from(object.own(), from + done, to.len() - done, offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Copies those pages of a private range that exist. A page of a private file mapping always does: in the file, if nowhere
+/// else.
+fn fill_existing(object: &Object, range: Range, vma: &Vma, pagemap: &Pagemap) -> SysResult<()> {
+    if vma.file.is_some() {
+        return fill(object, range);
+    }
+    let mut run: Option<Range> = None;
+    let mut result = Ok(());
+    pagemap.each_page(range.start(), range.end(), |addr, page| {
+        if result.is_err() || !page.exists() {
+            return;
+        }
+        let page = Range::page_at(addr);
+        run = Some(match run {
+            Some(run) if run.end() == addr => run.join(page),
+            Some(run) => {
+                result = fill(object, run);
+                page
+            }
+            None => page,
+        });
+    })?;
+    result?;
+    run.map_or(Ok(()), |run| fill(object, run))
+}
+
+/// Gives a mapping the attributes that the mapping in its place had. Failing to is not worth failing for.
+pub(crate) fn restore_attributes(range: Range, attributes: &Attributes, prot: ProtFlags) {
+    let (start, len) = (range.start(), range.len());
+    let advices = [
+        (attributes.dont_fork, libc::MADV_DONTFORK),
+        (attributes.dont_dump, libc::MADV_DONTDUMP),
+        (attributes.huge_pages, libc::MADV_HUGEPAGE),
+        (attributes.no_huge_pages, libc::MADV_NOHUGEPAGE),
+    ];
+    for (wanted, advice) in advices {
+        if wanted {
+            let _ = memory::advise(start, len, advice);
+        }
+    }
+    if attributes.protection_key != 0 {
+        // SAFETY: sets the protection that the range has anyway.
+        let _ = unsafe { memory::protect_with_key(start, len, prot, attributes.protection_key) };
+    }
+    if attributes.locked {
+        let _ = memory::lock(start, len);
+    }
+}
+
+/// Moves `range`, which lies in `vma`, into the object. The range is mapped at every moment, with the same bytes.
+///
+/// # Errors
+/// Nothing has changed then.
+///
+/// # Safety
+/// No other thread of the process may run from the first copy until this returns; `still_stopped` is asked before the step that
+/// would lose a store.
+pub(crate) unsafe fn adopt(
+    object: &Object,
+    range: Range,
+    vma: &Vma,
+    attributes: &Attributes,
+    pagemap: &Pagemap,
+    watcher: &Userfaultfd,
+    still_stopped: impl FnOnce() -> bool,
+) -> Result<()> {
+    let undo = |error: Error| {
+        let _ = object.punch(range);
+        error
+    };
+    // An importer with write access may have put pages where there was nothing.
+    object.punch(range).map_err(failed("fallocate"))?;
+    let copied = if vma.shared {
+        fill(object, range)
+    } else {
+        fill_existing(object, range, vma, pagemap)
+    };
+    copied.map_err(failed("pwrite")).map_err(undo)?;
+    if !still_stopped() {
+        return Err(undo(Error::OutOfResources {
+            call: "stopping the threads",
+            errno: Errno::CHILD,
+        }));
+    }
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+    // SAFETY: the object shows the same bytes, and nobody could change them meanwhile.
+    let mapped = unsafe {
+        memory::map_over(
+            range.start(),
+            range.len(),
+            vma.prot,
+            flags,
+            object.own(),
+            range.start() as u64,
+        )
+    };
+    mapped.map_err(failed("mmap")).map_err(undo)?;
+    restore_attributes(range, attributes, vma.prot);
+    if let Err(errno) = watcher.watch(range.start(), range.len()) {
+        // SAFETY: the same promise: nothing runs.
+        let undone = unsafe { privatize(object, range, vma.prot, watcher) };
+        return Err(match undone {
+            Ok(()) => undo(Error::OutOfResources {
+                call: "UFFDIO_REGISTER",
+                errno,
+            }),
+            Err(error) => error,
+        });
+    }
+    Ok(())
+}
+
+/// Makes `range`, which maps the object, private memory again, with the same bytes. The object keeps its pages.
+///
+/// # Errors
+/// Nothing has changed then.
+///
+/// # Safety
+/// As [`adopt`]: nobody may write to the range meanwhile.
+pub(crate) unsafe fn privatize(
+    object: &Object,
+    range: Range,
+    prot: ProtFlags,
+    watcher: &Userfaultfd,
+) -> Result<()> {
+    privatize_moved(object, range, range, prot, watcher)
+}
+
+/// Puts private memory over `to` that has what the object has at `from`.
+///
+/// # Errors
+/// Nothing has changed then.
+pub(crate) fn privatize_moved(
+    object: &Object,
+    from: Range,
+    to: Range,
+    prot: ProtFlags,
+    watcher: &Userfaultfd,
+) -> Result<()> {
+    let all = ProtFlags::READ | ProtFlags::WRITE;
+    let staging = memory::map_anonymous(to.len(), all, MapFlags::NORESERVE).map_err(failed("mmap"))?;
+    let undo = |error: Error| {
+        // SAFETY: the staging area is ours.
+        let _ = unsafe { memory::unmap(staging, to.len()) };
+        error
+    };
+    copy_out(object, from, staging)
+        .map_err(failed("pread"))
+        .map_err(undo)?;
+    // SAFETY: only narrows what may be done with the staging area.
+    unsafe { memory::protect(staging, to.len(), prot) }
+        .map_err(failed("mprotect"))
+        .map_err(undo)?;
+    // Replacing a watched range would raise an event that this very thread would have to read.
+    let _ = watcher.forget(to.start(), to.len());
+    // SAFETY: the staging area shows the same bytes, and nobody writes to the range (callers see to that).
+    unsafe { memory::move_over(staging, to.len(), to.start()) }
+        .map_err(failed("mremap"))
+        .map_err(|error| {
+            let _ = watcher.watch(to.start(), to.len());
+            undo(error)
+        })
+}
+
+/// Copies the pages that the object has in `range` to the memory at `staging`.
+fn copy_out(object: &Object, range: Range, staging: usize) -> SysResult<()> {
+    let mut rest = Some(range);
+    while let Some(data) = rest.and_then(|rest| object.next_data(rest)) {
+        let mut done = 0;
+        while done < data.len() {
+            let at = staging + (data.start() - range.start()) + done;
+            let offset = (data.start() + done) as u64;
+            // SAFETY: the staging area is the caller's own and as long as the range.
+            match unsafe { memory::read_to(object.own(), at, data.len() - done, offset) } {
+                Ok(0) => return Err(Errno::IO),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        rest = Range::between(data.end(), range.end());
+    }
+    Ok(())
+}
+
+/// Brings memory that `mremap` has moved to `to` from `from` back to where its address says, in `home`. The range that `vma` maps starts at
+/// `to.start()`.
+///
+/// The mover is held in its call meanwhile; nobody else can know the new address yet.
+pub(crate) fn rehome(
+    source: &Object,
+    home: &Object,
+    from: usize,
+    to: Range,
+    prot: ProtFlags,
+    watcher: &Userfaultfd,
+) -> Result<()> {
+    home.punch(to).map_err(failed("fallocate"))?;
+    let old = to
+        .shifted(to.start(), from)
+        .ok_or(Error::Invalid("moved from nowhere"))?;
+    let mut rest = Some(old);
+    while let Some(data) = rest.and_then(|rest| source.next_data(rest)) {
+        if let Some(target) = data.shifted(from, to.start()) {
+            // The new address still maps the old offset, but perhaps without the right to read.
+            copy_between(source, data.start(), home, target).map_err(failed("copy_file_range"))?;
+        }
+        rest = Range::between(data.end(), old.end());
+    }
+    let _ = watcher.forget(to.start(), to.len());
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+    // SAFETY: the object shows the same bytes at the new place.
+    unsafe { memory::map_over(to.start(), to.len(), prot, flags, home.own(), to.start() as u64) }
+        .map_err(failed("mmap"))?;
+    watcher
+        .watch(to.start(), to.len())
+        .map_err(failed("UFFDIO_REGISTER"))
+}
+
+/// Copies pages from one object to another, through a mapping of the source.
+fn copy_between(source: &Object, from: usize, target: &Object, to: Range) -> SysResult<()> {
+    let view = memory::map(
+        to.len(),
+        ProtFlags::READ,
+        MapFlags::SHARED,
+        source.own(),
+        from as u64,
+    )?;
+    let result = copy_to(target, view, to);
+    // SAFETY: the view is ours.
+    let _ = unsafe { memory::unmap(view, to.len()) };
+    result
+}
+
+/// Copies a range that does not change into the protected object of its domain.
+pub(crate) fn copy(objects: &mut Objects, domain: Range, range: Range) -> Result<u32> {
+    let object = objects.for_domain(domain, true)?;
+    object.punch(range).map_err(failed("fallocate"))?;
+    if let Err(errno) = fill(object, range) {
+        let _ = object.punch(range);
+        return Err(failed("pwrite")(errno));
+    }
+    Ok(object.serial)
+}
+
+/// Where the bytes that an object shows at a range of addresses come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Private memory, adopted.
+    Private,
+    /// Shared anonymous memory that nobody else mapped, adopted.
+    Shared,
+    /// A copy of pages of this file.
+    Copied(FileId),
+}
+
+/// What an object shows at a range of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Backing {
+    pub(crate) serial: u32,
+    pub(crate) origin: Origin,
+}
+
+/// Pushes the lower end of the main stack's mapping down, so that a part remains that the kernel can grow when the rest is adopted. The
+/// kernel reads the byte, so a stack at its limit gives an error, not a signal.
+pub(crate) fn extend_stack(start: usize) -> bool {
+    const ROOM: usize = 16 * PAGE;
+    let Ok(scratch) = crate::own::scratch() else {
+        return false;
+    };
+    start
+        .checked_sub(ROOM)
+        .is_some_and(|below| memory::write_from(scratch, below, 1, crate::own::SCRATCH).is_ok())
+}

@@ -1,0 +1,238 @@
+//! One connected importer, as its exporter sees it. Nothing here waits for it.
+
+use super::super::protocol::{self, Access, Message, Source};
+use super::object::Object;
+use super::rights::Creator;
+use crate::error::{Error, Result, failed};
+use crate::own::OwnVec;
+use crate::range::Range;
+use crate::sys::event::Poller;
+use crate::sys::socket::{self, Peer};
+use crate::sys::{Errno, SysResult};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A permit that the importer holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    number: u32,
+    segment: u32,
+    pub(crate) range: Range,
+    pub(crate) access: Access,
+    removed: bool,
+}
+
+/// A connected importer.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) number: u32,
+    socket: OwnedFd,
+    peer: Peer,
+    grants: OwnVec<Grant>,
+    next_grant: u32,
+    /// Serials of the objects whose descriptors it has.
+    knows: OwnVec<u32>,
+    /// Said when it reads again: files went away, and permits ended.
+    overdue: bool,
+}
+
+/// Bound on the permits of one importer: XPMEM's ids end there too.
+const MAX_GRANTS: u32 = 0x3fff_ffff;
+
+impl Client {
+    pub(crate) fn new(number: u32, socket: OwnedFd) -> SysResult<Self> {
+        let peer = socket::peer(&socket)?;
+        Ok(Self {
+            number,
+            socket,
+            peer,
+            grants: OwnVec::new(),
+            next_grant: 1,
+            knows: OwnVec::new(),
+            overdue: false,
+        })
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Effective user of the process at the other end.
+    pub(crate) fn uid(&self) -> u32 {
+        self.peer.uid
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.peer.pid
+    }
+
+    pub(crate) fn passes(&self, creator: &Creator, mode: u32, access: Access) -> bool {
+        creator.allows(mode, &self.peer, &self.socket, access)
+    }
+
+    /// The next message, if there is one.
+    pub(crate) fn receive(&mut self) -> Result<Option<Message>> {
+        let mut bytes = [0; protocol::SIZE + 1];
+        match socket::receive(&self.socket, &mut bytes) {
+            Err(Errno::AGAIN) => Ok(None),
+            Err(errno) => Err(failed("recvmsg")(errno)),
+            Ok((len, _)) => Message::decode(&bytes[..len])
+                .map(Some)
+                .ok_or(Error::Invalid("not a message of this version")),
+        }
+    }
+
+    /// Sends an answer. An importer that asks without reading answers is not served any more.
+    fn send(&self, message: Message, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
+        socket::send(&self.socket, &message.encode(), descriptor).map_err(failed("sendmsg"))
+    }
+
+    pub(crate) fn refuse(&self, request: u32, error: &Error) -> Result<()> {
+        self.send(
+            Message::Refused {
+                request,
+                errno: error.errno().unsigned_abs(),
+            },
+            None,
+        )
+    }
+
+    pub(crate) fn hole(&self, request: u32) -> Result<()> {
+        self.send(Message::Hole { request }, None)
+    }
+
+    pub(crate) fn grant(
+        &mut self,
+        request: u32,
+        segment: u32,
+        range: Range,
+        access: Access,
+        base: &Object,
+    ) -> Result<()> {
+        if self.next_grant > MAX_GRANTS {
+            return self.refuse(request, &Error::OutOfIds);
+        }
+        let grant = Grant {
+            number: self.next_grant,
+            segment,
+            range,
+            access,
+            removed: false,
+        };
+        if let Err(errno) = self.grants.push(grant) {
+            return self.refuse(request, &failed("mmap")(errno));
+        }
+        self.next_grant += 1;
+        // Each grant brings its descriptor: permits of different access get different ones.
+        let descriptor = base.descriptor(access == Access::ReadWrite);
+        let granted = Message::Granted {
+            request,
+            grant: grant.number,
+            serial: base.serial,
+            range,
+        };
+        self.send(granted, Some(descriptor))
+    }
+
+    pub(crate) fn find_grant(&self, number: u32) -> Option<Grant> {
+        let index = self
+            .grants
+            .binary_search_by_key(&number, |grant| grant.number)
+            .ok()?;
+        self.grants.get(index).copied().filter(|grant| !grant.removed)
+    }
+
+    pub(crate) fn release(&mut self, number: u32) {
+        if let Ok(index) = self.grants.binary_search_by_key(&number, |grant| grant.number) {
+            let _ = self.grants.remove(index);
+        }
+    }
+
+    /// Ends the permits of a segment; true if there were any.
+    pub(crate) fn lose_segment(&mut self, segment: u32) -> bool {
+        let mut any = false;
+        let mut unsaid = false;
+        for grant in self
+            .grants
+            .iter_mut()
+            .filter(|grant| grant.segment == segment && !grant.removed)
+        {
+            any = true;
+            grant.removed = true;
+            let message = Message::Removed { grant: grant.number };
+            unsaid |= socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN);
+        }
+        self.overdue |= unsaid;
+        any
+    }
+
+    /// Says that files mapped in `range` are stale there.
+    pub(crate) fn stale(&mut self, range: Range) {
+        let message = Message::Stale { range };
+        if socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN) {
+            self.overdue = true;
+        }
+    }
+
+    /// Whether it must be told more than its socket takes now.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.overdue
+    }
+
+    /// Catches up with an importer that reads again: all files are stale, and ended permits are named again.
+    pub(crate) fn flush(&mut self, poller: &Poller, token: u64) -> Result<()> {
+        if !self.overdue {
+            return Ok(());
+        }
+        let everything = Range::between(0, 1 << 62).ok_or(Error::Invalid("no range"))?;
+        let mut messages = OwnVec::new();
+        messages
+            .push(Message::Stale { range: everything })
+            .map_err(failed("mmap"))?;
+        for grant in self.grants.iter().filter(|grant| grant.removed) {
+            messages
+                .push(Message::Removed { grant: grant.number })
+                .map_err(failed("mmap"))?;
+        }
+        for message in messages.iter() {
+            match socket::send(&self.socket, &message.encode(), None) {
+                Ok(()) => {}
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(errno) => return Err(failed("sendmsg")(errno)),
+            }
+        }
+        self.overdue = false;
+        poller
+            .change(&self.socket, token, false)
+            .map_err(failed("epoll_ctl"))
+    }
+
+    /// Says where a range is now. The descriptor of an object goes along the first time.
+    pub(crate) fn resolved(
+        &mut self,
+        request: u32,
+        range: Range,
+        source: Source,
+        writable: bool,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
+        let mut descriptor = descriptor;
+        if let Source::Object { serial } = source {
+            // An object is known per access: see `grant`.
+            let key = serial << 1 | u32::from(writable);
+            if self.knows.contains(&key) {
+                descriptor = None;
+            } else {
+                self.knows.push(key).map_err(failed("mmap"))?;
+            }
+        }
+        self.send(
+            Message::Resolved {
+                request,
+                range,
+                source,
+                writable,
+            },
+            descriptor,
+        )
+    }
+}

@@ -1,0 +1,310 @@
+//! Stopping all other threads of the process for a moment, as an ordinary user, unseen by the application.
+//!
+//! A thread cannot trace threads of its own process, so a sibling does: a process that shares our memory and
+//! descriptors, invisible to `wait`. It seizes every thread with ptrace, interrupts it, and reports when all stand
+//! still. Sleeping system calls are restarted by the kernel afterwards with their remaining time, so no `EINTR`
+//! is seen; futex waits are restarted too, which matters: a waiter on a word of shared memory is queued under the identity
+//! of the page's file, and adopting the page changes that.
+//!
+//! Against parking threads in a signal handler: nothing runs on their stacks, no handler is installed, threads that block
+//! signals stop as well, and none can wake in the middle and pass the range to a system call.
+
+use crate::own::OwnMemory;
+use crate::sys::memory::{self, PAGE, ProtFlags};
+use crate::sys::procfs::{self, PathBuffer};
+use crate::sys::ptrace::{self, Change};
+use crate::sys::thread::{self, Sibling};
+use crate::sys::{Errno, SysResult, event, futex};
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+const PENDING: u32 = 0;
+const FROZEN: u32 = 1;
+const FAILED: u32 = 2;
+
+/// What service thread and sibling share. In own memory.
+struct Shared {
+    start: AtomicU32,
+    outcome: AtomicU32,
+    errno: AtomicU32,
+    thaw: AtomicU32,
+    parent: u32,
+    service_thread: u32,
+    tasks: i32,
+    doorbell: i32,
+    seen: usize,
+    order: usize,
+}
+
+/// `PID_MAX_LIMIT` of the kernel. The tables below are indexed by thread id; untouched pages take no memory.
+const THREADS: usize = 4 << 20;
+const STACK: usize = 64 << 10;
+
+/// State of a thread in the sibling's table; signal numbers wait to be delivered.
+mod seen {
+    pub(super) const NEVER: u8 = 0;
+    pub(super) const STOPPED: u8 = 200;
+    pub(super) const SEIZED: u8 = 201;
+}
+
+/// Stops and releases the threads of this process.
+#[derive(Debug)]
+pub(crate) struct Freezer {
+    shared: OwnMemory,
+    stack: OwnMemory,
+    seen: OwnMemory,
+    order: OwnMemory,
+    tasks: OwnedFd,
+    sibling: Option<Sibling>,
+    /// Yama wants to be told who may trace us.
+    needs_exception: bool,
+}
+
+/// How far a freeze is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    Idle,
+    Pending,
+    Frozen,
+    Failed(Errno),
+}
+
+impl Freezer {
+    pub(crate) fn new() -> SysResult<Self> {
+        let stack = OwnMemory::new(STACK + PAGE)?;
+        // SAFETY: the guard page of a stack that is not in use.
+        unsafe { memory::protect(stack.addr(), PAGE, ProtFlags::empty()) }?;
+        Ok(Self {
+            shared: OwnMemory::new(size_of::<Shared>())?,
+            stack,
+            seen: OwnMemory::new(THREADS)?,
+            order: OwnMemory::new(THREADS * 4)?,
+            tasks: procfs::open(c"/proc/self/task")?,
+            sibling: None,
+            needs_exception: false,
+        })
+    }
+
+    fn shared(&self) -> &Shared {
+        let shared: *const Shared = core::ptr::with_exposed_provenance(self.shared.addr());
+        // SAFETY: the memory has room, is written only while no sibling runs (`start`), and all-zero is valid.
+        unsafe { &*shared }
+    }
+
+    /// Begins to stop all threads but the caller. `doorbell` is rung when [`Self::progress`] changes.
+    pub(crate) fn start(&mut self, doorbell: BorrowedFd<'_>) -> SysResult<()> {
+        debug_assert!(self.sibling.is_none());
+        let shared: *mut Shared = core::ptr::with_exposed_provenance_mut(self.shared.addr());
+        // SAFETY: no sibling runs, so nobody else looks at it.
+        unsafe {
+            shared.write(Shared {
+                start: AtomicU32::new(0),
+                outcome: AtomicU32::new(PENDING),
+                errno: AtomicU32::new(0),
+                thaw: AtomicU32::new(0),
+                parent: rustix::process::getpid().as_raw_nonzero().get() as u32,
+                service_thread: thread::id(),
+                tasks: self.tasks.as_raw_fd(),
+                doorbell: doorbell.as_raw_fd(),
+                seen: self.seen.addr(),
+                order: self.order.addr(),
+            });
+        }
+        let top = self.stack.addr() + self.stack.len();
+        // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
+        let sibling = unsafe { Sibling::spawn(top, sibling_main, shared.cast()) }?;
+        if self.needs_exception {
+            ptrace::allow_tracer(sibling.pid());
+        }
+        self.sibling = Some(sibling);
+        self.shared().start.store(1, Ordering::Release);
+        futex::wake(&self.shared().start);
+        Ok(())
+    }
+
+    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
+        each(self.tasks.as_raw_fd());
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        if self.sibling.is_none() {
+            return Progress::Idle;
+        }
+        match self.shared().outcome.load(Ordering::Acquire) {
+            FROZEN => Progress::Frozen,
+            FAILED => Progress::Failed(Errno::from_raw_os_error(
+                self.shared().errno.load(Ordering::Relaxed) as i32,
+            )),
+            _ if !self.still_stopped() => Progress::Failed(Errno::CHILD),
+            _ => Progress::Pending,
+        }
+    }
+
+    /// Whether the threads still stand: somebody may have killed the sibling.
+    pub(crate) fn still_stopped(&self) -> bool {
+        self.sibling.as_ref().is_some_and(Sibling::is_alive)
+    }
+
+    /// Lets all threads go on. True if the freeze had failed for want of a right that the next one will ask for.
+    pub(crate) fn thaw(&mut self) -> bool {
+        let denied = self.progress() == Progress::Failed(Errno::PERM);
+        self.shared().thaw.store(1, Ordering::Release);
+        futex::wake(&self.shared().thaw);
+        if let Some(sibling) = self.sibling.take() {
+            sibling.reap();
+        }
+        if self.needs_exception {
+            ptrace::allow_tracer(0);
+            return false;
+        }
+        self.needs_exception = denied;
+        denied
+    }
+}
+
+struct Tables {
+    seen: *mut u8,
+    order: *mut u32,
+    count: usize,
+}
+
+impl Tables {
+    fn state(&mut self, tid: u32) -> Option<&mut u8> {
+        // SAFETY: the table has THREADS entries, and this sibling alone uses it.
+        ((tid as usize) < THREADS).then(|| unsafe { &mut *self.seen.add(tid as usize) })
+    }
+
+    fn remember(&mut self, tid: u32) {
+        if self.count < THREADS {
+            // SAFETY: the entry is inside the table, which this sibling alone uses.
+            unsafe { self.order.add(self.count).write(tid) };
+            self.count += 1;
+        }
+    }
+
+    /// Lets everything go, and clears the tables for the next time.
+    fn release(&mut self) {
+        for index in 0..self.count {
+            // SAFETY: entries below `count` were written by `remember`.
+            let tid = unsafe { self.order.add(index).read() };
+            let Some(state) = self.state(tid) else { continue };
+            let was = core::mem::replace(state, seen::NEVER);
+            match was {
+                seen::STOPPED => drop(ptrace::detach(tid, 0)),
+                seen::SEIZED | seen::NEVER => {}
+                signal => drop(ptrace::detach(tid, i32::from(signal))),
+            }
+        }
+        self.count = 0;
+    }
+}
+
+/// Runs in the sibling: own stack, the thread-local storage of another thread, hence raw system calls only.
+extern "C" fn sibling_main(shared: *mut c_void) -> i32 {
+    // SAFETY: `Freezer::start` passes its shared struct, which outlives the sibling.
+    let shared = unsafe { &*shared.cast::<Shared>() };
+    thread::die_with_parent();
+    while shared.start.load(Ordering::Acquire) == 0 {
+        futex::wait(&shared.start, 0, None);
+    }
+    let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get() as u32);
+    if parent != shared.parent {
+        return 1;
+    }
+    let mut tables = Tables {
+        seen: core::ptr::with_exposed_provenance_mut(shared.seen),
+        order: core::ptr::with_exposed_provenance_mut(shared.order),
+        count: 0,
+    };
+    let result = stop_all(shared, &mut tables);
+    let outcome = match result {
+        Ok(()) => FROZEN,
+        Err(errno) => {
+            tables.release();
+            shared.errno.store(errno.raw_os_error() as u32, Ordering::Relaxed);
+            FAILED
+        }
+    };
+    shared.outcome.store(outcome, Ordering::Release);
+    event::ring_raw(shared.doorbell);
+    while shared.thaw.load(Ordering::Acquire) == 0 {
+        futex::wait(&shared.thaw, 0, None);
+    }
+    tables.release();
+    0
+}
+
+fn stop_all(shared: &Shared, tables: &mut Tables) -> SysResult<()> {
+    // SAFETY: the descriptor is open for as long as the freezer exists.
+    let tasks = unsafe { BorrowedFd::borrow_raw(shared.tasks) };
+    loop {
+        let mut running = 0u32;
+        let mut failure = None;
+        procfs::each_numbered_entry(tasks, |tid| {
+            let new = tables.state(tid).is_some_and(|state| *state == seen::NEVER);
+            if !new || failure.is_some() || tid == shared.service_thread {
+                return;
+            }
+            match ptrace::seize(tid) {
+                Ok(()) => {
+                    if let Some(state) = tables.state(tid) {
+                        *state = seen::SEIZED;
+                    }
+                    tables.remember(tid);
+                    let _ = ptrace::interrupt(tid);
+                    running += 1;
+                }
+                Err(Errno::SRCH) => {}
+                Err(errno) if !has_exited(tasks, tid) => failure = Some(errno),
+                Err(_) => {}
+            }
+        })?;
+        let found = running > 0;
+        while running > 0 {
+            let (tid, change) = ptrace::wait()?;
+            let Some(state) = tables.state(tid) else { continue };
+            let was = *state;
+            *state = match change {
+                Change::Stopped => seen::STOPPED,
+                Change::AtSignal(signal) => signal as u8,
+                // Its id may come again, with another thread.
+                Change::Gone => seen::NEVER,
+            };
+            if change == Change::Stopped {
+                ptrace::hide_interruption(tid);
+            }
+            running -= u32::from(was == seen::SEIZED);
+        }
+        if let Some(errno) = failure {
+            return Err(errno);
+        }
+        // Threads that a running thread started meanwhile are found in another round.
+        if !found {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether a thread is only waiting to be reaped, like a main thread that called `pthread_exit`.
+fn has_exited(tasks: BorrowedFd<'_>, tid: u32) -> bool {
+    let path = PathBuffer::format(format_args!("{tid}/stat"));
+    let mut buffer = [0; 128];
+    let Ok(fd) = rustix::fs::openat(
+        tasks.as_fd(),
+        path.as_c_str(),
+        rustix::fs::OFlags::RDONLY,
+        rustix::fs::Mode::empty(),
+    ) else {
+        return true;
+    };
+    let Ok(count) = rustix::io::read(&fd, &mut buffer) else {
+        return true;
+    };
+    let text = &buffer[..count];
+    let state = text
+        .iter()
+        .rposition(|b| *b == b')')
+        .and_then(|at| text.get(at + 2));
+    matches!(state, Some(b'Z' | b'X' | b'x') | None)
+}

@@ -1,0 +1,497 @@
+//! The exporter: segments, the importers connected to it, and its memory as they may see it.
+//!
+//! All of it belongs to the service thread.
+
+mod adopt;
+mod client;
+mod events;
+mod freeze;
+mod object;
+mod plan;
+mod resolve;
+mod rights;
+
+use super::calls::{Answer, Calls, Ticket};
+use super::protocol::Message;
+use crate::config::Config;
+use crate::error::{Error, Result, failed};
+use crate::id::Id;
+use crate::log::log;
+use crate::own::{OwnVec, RangeTable};
+use crate::range::Range;
+use crate::sys::Errno;
+use crate::sys::event::{Doorbell, Poller};
+use crate::sys::maps::{self, Attributes, FileId, MapsQuery};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::uffd::Userfaultfd;
+use adopt::{Backing, Origin};
+use client::Client;
+use events::Dropping;
+use freeze::{Freezer, Progress};
+use object::Objects;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+/// A range that others may attach.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    counter: u32,
+    range: Range,
+    mode: u32,
+}
+
+/// What waits until all threads stand still.
+#[derive(Clone, Copy, Debug)]
+enum Job {
+    Resolve {
+        client: u32,
+        request: Resolve,
+    },
+    /// The memory of a removed segment leaves the objects.
+    Evict {
+        range: Range,
+        ticket: Ticket,
+    },
+    /// A thread is about to fork: what its child copies leaves the objects.
+    Fork {
+        ticket: Ticket,
+    },
+}
+
+/// An importer's request for a page.
+#[derive(Clone, Copy, Debug)]
+struct Resolve {
+    request: u32,
+    grant: u32,
+    addr: usize,
+    attached: Range,
+    run: u32,
+}
+
+/// The exporting side of a process.
+#[derive(Debug)]
+pub(crate) struct Exporter {
+    config: Config,
+    kept_out: Option<Range>,
+    creator: rights::Creator,
+    segments: OwnVec<Segment>,
+    last_segment: u32,
+    clients: OwnVec<Client>,
+    next_client: u32,
+    objects: Objects,
+    /// What the objects show, by address.
+    backed: RangeTable<Backing>,
+    /// What importers map from files, by address.
+    shared: RangeTable<FileId>,
+    /// This process's windows onto its own segments, which map the objects in other places.
+    own_windows: RangeTable<()>,
+    /// Shared anonymous files that a forked child may map as well.
+    inherited: OwnVec<FileId>,
+    droppings: OwnVec<Dropping>,
+    jobs: OwnVec<Job>,
+    freezer: Freezer,
+    /// A thread is between the start and the end of `fork`: nothing is adopted.
+    forking: bool,
+    watcher: Userfaultfd,
+    query: MapsQuery,
+    pagemap: Pagemap,
+    /// Of the mapping adopted from last: they are slow to read, and a mapping is adopted in pieces.
+    attributes: Option<(Range, Attributes)>,
+}
+
+impl Exporter {
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        let missing = |what| move |errno| Error::Unsupported { what, errno };
+        Ok(Self {
+            config,
+            kept_out: None,
+            creator: rights::Creator::of_this_process(),
+            segments: OwnVec::new(),
+            last_segment: 0,
+            clients: OwnVec::new(),
+            next_client: 1,
+            objects: Objects::new(),
+            backed: RangeTable::new(),
+            shared: RangeTable::new(),
+            own_windows: RangeTable::new(),
+            inherited: OwnVec::new(),
+            droppings: OwnVec::new(),
+            jobs: OwnVec::new(),
+            freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
+            forking: false,
+            watcher: Userfaultfd::for_events()
+                .map_err(missing("userfaultfd with events on shared memory (Linux 5.19)"))?,
+            query: MapsQuery::new().map_err(missing("/proc/self/maps"))?,
+            pagemap: Pagemap::new().map_err(missing("/proc/self/pagemap"))?,
+            attributes: None,
+        })
+    }
+
+    /// Stops all threads for a moment, and lets them go on. `wait` returns when the doorbell has been rung.
+    pub(crate) fn probe(&mut self, doorbell: &Doorbell, wait: impl Fn()) -> Result<()> {
+        let what = "ptrace of this process's own threads (not while another tracer has them)";
+        loop {
+            self.freezer
+                .start(doorbell.as_fd())
+                .map_err(|errno| Error::Unsupported { what, errno })?;
+            while self.freezer.progress() == Progress::Pending {
+                wait();
+                doorbell.clear();
+            }
+            let outcome = self.freezer.progress();
+            let again = self.freezer.thaw();
+            match outcome {
+                Progress::Failed(errno) if !again => return Err(Error::Unsupported { what, errno }),
+                Progress::Failed(_) => {}
+                _ => break,
+            }
+        }
+        let whole = Range::between(0, self.objects.end()).ok_or(Error::Invalid("no address space"))?;
+        match self.objects.for_domain(whole, false) {
+            Ok(_) => Ok(()),
+            Err(Error::OutOfResources { errno, .. }) => Err(Error::Unsupported {
+                what: "a sparse file as large as the address space",
+                errno,
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What reports unmapping of adopted memory.
+    pub(crate) fn watcher(&self) -> BorrowedFd<'_> {
+        self.watcher.as_fd()
+    }
+
+    /// This process maps a segment of its own, or does not any more.
+    pub(crate) fn note_own_window(&mut self, window: Range, mapped: bool) {
+        let noted = if mapped {
+            self.own_windows.insert(window, ())
+        } else {
+            self.own_windows.remove(window)
+        };
+        if let Err(errno) = noted {
+            log!(Error, "noting the window {window}: {errno}");
+        }
+    }
+
+    /// Shares a range.
+    pub(crate) fn offer(&mut self, range: Range, mode: u32) -> Result<Answer> {
+        if self.last_segment >= Id::MAX_COUNTER {
+            return Err(Error::OutOfIds);
+        }
+        let counter = self.last_segment + 1;
+        self.segments
+            .push(Segment { counter, range, mode })
+            .map_err(failed("mmap"))?;
+        self.last_segment = counter;
+        log!(Info, "segment {counter} offers {range} with mode {mode:04o}");
+        Ok(Answer::Segment(counter))
+    }
+
+    /// Ends a segment. Answers the call now, or when the memory has left the importers' reach.
+    pub(crate) fn withdraw(&mut self, counter: u32, ticket: Ticket, calls: &Calls) {
+        let Ok(index) = self
+            .segments
+            .binary_search_by_key(&counter, |segment| segment.counter)
+        else {
+            return calls.fail(ticket, Error::NoSuchId);
+        };
+        let Some(segment) = self.segments.remove(index) else {
+            return calls.fail(ticket, Error::NoSuchId);
+        };
+        let mut granted = false;
+        for client in self.clients.iter_mut() {
+            granted |= client.lose_segment(counter);
+        }
+        log!(Info, "segment {counter} removed");
+        let reachable = self.backed.next_in(segment.range).is_some();
+        if !granted || !reachable {
+            return calls.answer(ticket, Ok(Answer::Done));
+        }
+        if let Err(errno) = self.jobs.push(Job::Evict {
+            range: segment.range,
+            ticket,
+        }) {
+            calls.fail(ticket, failed("mmap")(errno));
+        }
+    }
+
+    /// Names memory that must never be adopted: the stack of the service thread.
+    pub(crate) fn keep_out(&mut self, start: usize, len: usize) {
+        self.kept_out = Range::new(start, len);
+    }
+
+    /// Another process has connected.
+    pub(crate) fn connected(&mut self, socket: std::os::fd::OwnedFd, poller: &Poller, token: u64) {
+        let number = self.next_client;
+        match Client::new(number, socket) {
+            Ok(client) => {
+                let watched = poller.add(client.socket(), token | u64::from(number));
+                if watched.is_ok() && self.clients.push(client).is_ok() {
+                    self.next_client = self.next_client.wrapping_add(1).max(1);
+                }
+            }
+            Err(errno) => log!(Warn, "a connection without credentials: {errno}"),
+        }
+    }
+
+    fn client(&self, number: u32) -> Option<usize> {
+        self.clients.iter().position(|client| client.number == number)
+    }
+
+    fn drop_client(&mut self, number: u32) {
+        if let Some(index) = self.client(number) {
+            drop(self.clients.remove(index));
+        }
+    }
+
+    /// Room to write to a client again.
+    pub(crate) fn client_writable(&mut self, number: u32, poller: &Poller, token: u64) {
+        let Some(index) = self.client(number) else { return };
+        if self.clients[index]
+            .flush(poller, token | u64::from(number))
+            .is_err()
+        {
+            self.drop_client(number);
+        }
+    }
+
+    /// Watches for room to write to clients that must be told more than their sockets take.
+    pub(crate) fn catch_up_client(&mut self, number: u32, poller: &Poller, token: u64) {
+        if let Some(index) = self
+            .client(number)
+            .filter(|index| self.clients[*index].is_overdue())
+        {
+            let _ = poller.change(self.clients[index].socket(), token | u64::from(number), true);
+        }
+    }
+
+    /// A client has sent something, or is gone.
+    pub(crate) fn client_readable(&mut self, number: u32) {
+        // A bound on what one client is served before others are.
+        for _ in 0..64 {
+            let Some(index) = self.client(number) else { return };
+            match self.clients[index].receive() {
+                Ok(None) => return,
+                Ok(Some(message)) => {
+                    if let Err(error) = self.handle(number, index, message) {
+                        log!(Warn, "importer dropped: {error}");
+                        return self.drop_client(number);
+                    }
+                }
+                Err(_) => return self.drop_client(number),
+            }
+        }
+    }
+
+    fn handle(&mut self, number: u32, index: usize, message: Message) -> Result<()> {
+        match message {
+            Message::Get {
+                request,
+                segment,
+                access,
+            } => {
+                let found = self.segments.iter().find(|s| s.counter == segment).copied();
+                let client = &mut self.clients[index];
+                let Some(segment) = found else {
+                    return client.refuse(request, &Error::NoSuchId);
+                };
+                if !client.passes(&self.creator, segment.mode, access) {
+                    return client.refuse(request, &Error::Denied);
+                }
+                let object = match self.objects.for_domain(segment.range, false) {
+                    Ok(object) => object,
+                    Err(error) => return client.refuse(request, &error),
+                };
+                client.grant(request, segment.counter, segment.range, access, object)
+            }
+            Message::Release { grant } => {
+                self.clients[index].release(grant);
+                Ok(())
+            }
+            Message::Resolve {
+                request,
+                grant,
+                addr,
+                attached,
+                run,
+            } => {
+                let request = Resolve {
+                    request,
+                    grant,
+                    addr,
+                    attached,
+                    run,
+                };
+                if self.answer(number, request, false)? {
+                    return Ok(());
+                }
+                self.jobs
+                    .push(Job::Resolve {
+                        client: number,
+                        request,
+                    })
+                    .map_err(failed("mmap"))
+            }
+            _ => Err(Error::Invalid("a message that importers do not send")),
+        }
+    }
+
+    /// Starts a freeze if something waits for one, and does what waits once everything stands. Returns the ticket of
+    /// a fork that may go on.
+    pub(crate) fn step(&mut self, calls: &Calls) -> Option<Ticket> {
+        loop {
+            match self.freezer.progress() {
+                Progress::Idle if self.jobs.is_empty() || self.forking => return None,
+                Progress::Idle => match self.freezer.start(calls.doorbell().as_fd()) {
+                    Ok(()) => return None,
+                    Err(errno) => {
+                        log!(Error, "cannot start the process that stops threads: {errno}");
+                        self.fail_jobs(errno, calls);
+                    }
+                },
+                Progress::Pending => return None,
+                Progress::Frozen => {
+                    let fork = self.run_jobs(calls);
+                    self.freezer.thaw();
+                    if fork.is_some() {
+                        return fork;
+                    }
+                }
+                Progress::Failed(errno) => {
+                    if !self.freezer.thaw() {
+                        log!(
+                            Error,
+                            "cannot stop the threads of this process ({errno}): is it being traced?"
+                        );
+                        self.fail_jobs(errno, calls);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what needs all threads to stand still. Returns the ticket of a fork that may go on now.
+    fn run_jobs(&mut self, calls: &Calls) -> Option<Ticket> {
+        while let Some(job) = self.jobs.remove(0) {
+            match job {
+                Job::Resolve { client, request } => {
+                    if let Err(error) = self.answer(client, request, true) {
+                        log!(Warn, "importer dropped: {error}");
+                        self.drop_client(client);
+                    }
+                }
+                Job::Evict { range, ticket } => {
+                    self.evict(range, |_| true);
+                    let backed = &self.backed;
+                    self.objects.retain(|object| {
+                        !object.domain.overlaps(range)
+                            || backed.iter().any(|s| s.value.serial == object.serial)
+                    });
+                    calls.answer(ticket, Ok(Answer::Done));
+                }
+                Job::Fork { ticket } => {
+                    let everything = Range::between(0, self.objects.end());
+                    if let Some(everything) = everything {
+                        self.evict(everything, |origin| origin == Origin::Private);
+                    }
+                    self.forking = true;
+                    return Some(ticket);
+                }
+            }
+        }
+        None
+    }
+
+    fn fail_jobs(&mut self, errno: Errno, calls: &Calls) {
+        while let Some(job) = self.jobs.remove(0) {
+            match job {
+                Job::Resolve { client, request } => {
+                    if let Some(index) = self.client(client) {
+                        let _ = self.clients[index].hole(request.request);
+                    }
+                }
+                Job::Evict { ticket, .. } => {
+                    calls.fail(ticket, failed("stopping the threads of this process")(errno));
+                }
+                Job::Fork { ticket } => {
+                    log!(
+                        Error,
+                        "fork: the child shares the memory that importers have attached"
+                    );
+                    calls.fail(ticket, failed("stopping the threads of this process")(errno));
+                }
+            }
+        }
+    }
+
+    /// Makes adopted memory in `range` private again, out of the importers' reach. All threads stand still.
+    fn evict(&mut self, range: Range, wanted: impl Fn(Origin) -> bool) {
+        let mut from = range;
+        while let Some(span) = self.backed.next_in(from) {
+            let part = span.range.intersection(range);
+            if let Some(part) = part.filter(|_| wanted(span.value.origin)) {
+                self.evict_span(part, span.value);
+            }
+            match Range::between(span.range.end(), range.end()) {
+                Some(rest) => from = rest,
+                None => return,
+            }
+        }
+    }
+
+    fn evict_span(&mut self, part: Range, backing: Backing) {
+        let Some(object) = self.objects.get(backing.serial) else {
+            return;
+        };
+        if !matches!(backing.origin, Origin::Copied(_)) {
+            let mut addr = part.start();
+            while let Some(vma) = self.query.at_or_after(addr).filter(|vma| vma.start < part.end()) {
+                addr = vma.end;
+                let mapped = Range::between(vma.start, vma.end).and_then(|all| all.intersection(part));
+                let Some(piece) = mapped.filter(|_| object.is_at_home(&vma)) else {
+                    continue;
+                };
+                let attributes = maps::attributes(piece.start()).unwrap_or_default();
+                // SAFETY: all threads stand still.
+                let private = unsafe { adopt::privatize(object, piece, vma.prot, &self.watcher) };
+                if let Err(error) = private {
+                    log!(Error, "{piece} stays shared: {error}");
+                    return;
+                }
+                adopt::restore_attributes(piece, &attributes, vma.prot);
+            }
+        }
+        let _ = object.punch(part);
+        let _ = self.backed.remove(part);
+    }
+
+    /// Prepares for a fork; answers at once if no memory must become private first.
+    pub(crate) fn fork_begins(&mut self, ticket: Ticket) -> Option<Ticket> {
+        let private = self
+            .backed
+            .iter()
+            .any(|span| span.value.origin == Origin::Private);
+        if private && self.jobs.push(Job::Fork { ticket }).is_ok() {
+            return None;
+        }
+        self.forking = true;
+        Some(ticket)
+    }
+
+    /// Whether the child has its copies, or there is no child.
+    pub(crate) fn fork_ends(&mut self) {
+        self.forking = false;
+    }
+
+    /// Calls `each` with every descriptor that a forked child must not keep.
+    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
+        for client in self.clients.iter() {
+            each(client.socket().as_raw_fd());
+        }
+        self.objects.each_descriptor(&mut each);
+        self.freezer.each_descriptor(&mut each);
+        each(self.watcher.as_fd().as_raw_fd());
+        each(self.query.descriptor());
+        each(self.pagemap.descriptor());
+    }
+}

@@ -1,0 +1,441 @@
+//! Answering an importer that waits for a page.
+
+use super::super::protocol::{Access, Source};
+use super::adopt::{self, Backing, Origin};
+use super::client::Grant;
+use super::plan::{self, Mapping, Plan};
+use super::{Exporter, Resolve};
+use crate::error::{Error, Result, failed};
+use crate::log::log;
+use crate::range::Range;
+use crate::sys::maps::{self, Attributes, FileId, Vma};
+use crate::sys::memory::{PAGE, ProtFlags};
+use crate::sys::{fd, procfs};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What is found out about a page.
+#[derive(Debug)]
+enum Finding {
+    /// All threads must stand still first.
+    NeedsFreeze,
+    Hole(&'static str),
+    /// In this object, over this range.
+    InObject {
+        serial: u32,
+        range: Range,
+    },
+    /// In a file.
+    InFile {
+        range: Range,
+        offset: u64,
+        fd: OwnedFd,
+        writable: bool,
+    },
+    /// In a System V segment.
+    InSystemV {
+        range: Range,
+        id: u32,
+        offset: u64,
+        writable: bool,
+    },
+}
+
+impl Exporter {
+    /// Answers a request for a page; false if that takes a freeze and `frozen` is not given.
+    ///
+    /// # Errors
+    /// The importer broke the protocol, or does not read its answers: it is not served any more.
+    pub(super) fn answer(&mut self, client: u32, request: Resolve, frozen: bool) -> Result<bool> {
+        let Some(index) = self.client(client) else {
+            return Ok(true);
+        };
+        let Some(grant) = self.clients[index].find_grant(request.grant) else {
+            self.clients[index].hole(request.request)?;
+            return Ok(true);
+        };
+        if !grant.range.covers(request.attached) || !request.attached.contains(request.addr) {
+            return Err(Error::Invalid("a request outside the permit"));
+        }
+        let uid = self.clients[index].uid();
+        let finding = match self.find(&grant, &request, uid, frozen) {
+            Ok(finding) => finding,
+            Err(error) => {
+                log!(
+                    Error,
+                    "cannot show {:#x} to process {}: {error}",
+                    request.addr,
+                    self.clients[index].pid()
+                );
+                Finding::Hole("see above")
+            }
+        };
+        let write = grant.access == Access::ReadWrite;
+        let client = &mut self.clients[index];
+        let id = request.request;
+        match finding {
+            Finding::NeedsFreeze => return Ok(false),
+            Finding::Hole(why) => {
+                log!(
+                    Debug,
+                    "{:#x} is a hole for process {}: {why}",
+                    request.addr,
+                    client.pid()
+                );
+                client.hole(id)?;
+            }
+            Finding::InObject { serial, range } => {
+                let Some(object) = self.objects.get(serial) else {
+                    return Ok(false);
+                };
+                let writable = write && !object.protected;
+                let source = Source::Object { serial };
+                client.resolved(id, range, source, writable, Some(object.descriptor(writable)))?;
+            }
+            Finding::InFile {
+                range,
+                offset,
+                fd,
+                writable,
+            } => {
+                client.resolved(id, range, Source::File { offset }, writable, Some(fd.as_fd()))?;
+            }
+            Finding::InSystemV {
+                range,
+                id: segment,
+                offset,
+                writable,
+            } => {
+                let source = Source::SystemV { id: segment, offset };
+                client.resolved(id, range, source, writable && write, None)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn find(&mut self, grant: &Grant, request: &Resolve, uid: u32, frozen: bool) -> Result<Finding> {
+        let page = Range::page_at(request.addr).start();
+        for _ in 0..2 {
+            if let Some(span) = self.backed.at(page) {
+                if let Some(finding) = self.find_backed(grant, request, span.value, span.range, frozen)? {
+                    return Ok(finding);
+                }
+            } else if !self.shows_object(page) {
+                break;
+            }
+            // The address space has changed: a mapping has grown, or its event waits to be handled.
+            self.reconcile()?;
+        }
+        let mapping = Mapping::at(page).map_err(failed("read of /proc/self/maps"))?;
+        let Some(mapping) = mapping else {
+            return Ok(Finding::Hole("nothing is mapped there"));
+        };
+        if self.kept_out.is_some_and(|kept| kept.contains(page)) {
+            return Ok(Finding::Hole("the service thread's stack"));
+        }
+        let limit = request.attached;
+        let plan = plan::plan(&mapping, page, request.run, limit, &self.pagemap);
+        match plan.map_err(failed("read of /proc/self/pagemap"))? {
+            Plan::Hole(why) => Ok(Finding::Hole(why)),
+            Plan::Adopt { range, protected } => self.adopt(
+                grant,
+                page,
+                range,
+                protected,
+                &mapping.vma,
+                Origin::Private,
+                frozen,
+                request.run > 0,
+            ),
+            Plan::Copy { range, file } => {
+                let serial = adopt::copy(&mut self.objects, grant.range, range)?;
+                let backing = Backing {
+                    serial,
+                    origin: Origin::Copied(file),
+                };
+                self.backed.insert(range, backing).map_err(failed("mmap"))?;
+                if self.watcher.watches_any_mapping() {
+                    let _ = self.watcher.watch(range.start(), range.len());
+                }
+                log!(Debug, "copied {range}");
+                Ok(Finding::InObject { serial, range })
+            }
+            Plan::Share { range, vma } => self.share(grant, page, range, &vma, mapping.path(), uid, frozen),
+            Plan::ShareSystemV {
+                range,
+                id,
+                offset,
+                writable,
+            } => {
+                self.remember_shared(range, &mapping.vma)?;
+                Ok(Finding::InSystemV {
+                    range,
+                    id,
+                    offset,
+                    writable,
+                })
+            }
+        }
+    }
+
+    /// Whether an object is mapped at `page`.
+    fn shows_object(&self, page: usize) -> bool {
+        let vma = self.query.at(page);
+        vma.is_some_and(|vma| self.objects.iter().any(|object| object.is_at_home(&vma)))
+    }
+
+    /// A page at an address that an object shows. `None` if the object does not show it any more.
+    fn find_backed(
+        &mut self,
+        grant: &Grant,
+        request: &Resolve,
+        backing: Backing,
+        backed: Range,
+        frozen: bool,
+    ) -> Result<Option<Finding>> {
+        let page = Range::page_at(request.addr).start();
+        let Some(vma) = self.query.at(page) else {
+            return Ok(None);
+        };
+        let Some(object) = self.objects.get(backing.serial) else {
+            return Ok(None);
+        };
+        let Some(mapped) = Range::between(vma.start, vma.end) else {
+            return Ok(None);
+        };
+        let reach = mapped
+            .intersection(backed)
+            .and_then(|range| range.intersection(request.attached));
+        let Some(reach) = reach else { return Ok(None) };
+        let writable = vma.prot.contains(ProtFlags::WRITE);
+        let permitted = grant.range.covers(object.domain);
+        if let Origin::Copied(file) = backing.origin {
+            let same = !vma.shared && vma.file == Some(file) && !writable;
+            if !same {
+                return Ok(None);
+            }
+            if !permitted {
+                // The copy moves to an object of the narrower permit; wider ones may have that too.
+                let _ = object.punch(backed);
+                self.backed.remove(backed).map_err(failed("mmap"))?;
+                return Ok(None);
+            }
+            adopt::fill(object, reach).map_err(failed("pwrite"))?;
+            return Ok(Some(Finding::InObject {
+                serial: backing.serial,
+                range: reach,
+            }));
+        }
+        if !object.is_at_home(&vma) {
+            return Ok(None);
+        }
+        if !vma.prot.contains(ProtFlags::READ) {
+            return Ok(Some(Finding::Hole("not readable in the exporter")));
+        }
+        let became_writable = object.protected && writable && grant.access == Access::ReadWrite;
+        if !permitted || became_writable {
+            let domain = grant.range.intersection(object.domain).unwrap_or(grant.range);
+            let protected = object.protected && !became_writable;
+            let Some(range) = reach.intersection(domain) else {
+                return Ok(None);
+            };
+            return self
+                .move_home(domain, protected, range, backing, &vma, frozen)
+                .map(Some);
+        }
+        // A page that nobody has touched yet: this one and some that follow get zeroes.
+        const SHORTEST: usize = 16 * PAGE;
+        let ahead = Range::new(page, SHORTEST << request.run.min(5));
+        let range = ahead
+            .and_then(|ahead| ahead.intersection(reach))
+            .unwrap_or(Range::page_at(page));
+        object.allocate(range).map_err(failed("fallocate"))?;
+        Ok(Some(Finding::InObject {
+            serial: backing.serial,
+            range,
+        }))
+    }
+
+    /// Moves adopted memory to the object of another domain or protection.
+    fn move_home(
+        &mut self,
+        domain: Range,
+        protected: bool,
+        range: Range,
+        backing: Backing,
+        vma: &Vma,
+        frozen: bool,
+    ) -> Result<Finding> {
+        if !frozen {
+            return Ok(Finding::NeedsFreeze);
+        }
+        let serial = self.objects.for_domain(domain, protected)?.serial;
+        let (Some(source), Some(home)) = (self.objects.get(backing.serial), self.objects.get(serial)) else {
+            return Err(Error::Invalid("an object that is not there"));
+        };
+        let attributes = maps::attributes(range.start()).unwrap_or_default();
+        adopt::rehome(source, home, range.start(), range, vma.prot, &self.watcher)?;
+        adopt::restore_attributes(range, &attributes, vma.prot);
+        let _ = source.punch(range);
+        self.backed
+            .insert(range, Backing { serial, ..backing })
+            .map_err(failed("mmap"))?;
+        Ok(Finding::InObject { serial, range })
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of `find`, kept apart for its length"
+    )]
+    fn adopt(
+        &mut self,
+        grant: &Grant,
+        page: usize,
+        range: Range,
+        protected: bool,
+        vma: &Vma,
+        origin: Origin,
+        frozen: bool,
+        run_on: bool,
+    ) -> Result<Finding> {
+        if !frozen {
+            // Slow to read, so not while everything stands still, and once for requests that run on.
+            if !run_on {
+                self.attributes = None;
+            }
+            self.attributes_of(vma);
+            return Ok(Finding::NeedsFreeze);
+        }
+        if !self.config.move_pinned && pinned_for_dma() {
+            return Ok(Finding::Hole(
+                "memory is pinned for DMA; RMAP_PINNED=move adopts it all the same",
+            ));
+        }
+        let attributes = self.attributes_of(vma);
+        if attributes.device {
+            return Ok(Finding::Hole("a device"));
+        }
+        let mut range = range;
+        if attributes.grows_down && range.start() == vma.start && !adopt::extend_stack(vma.start) {
+            // The lowest page stays, so that the kernel can grow the stack from there.
+            match Range::between(range.start() + PAGE, range.end()).filter(|rest| rest.contains(page)) {
+                Some(rest) => range = rest,
+                None => return Ok(Finding::Hole("the end of a stack that cannot grow")),
+            }
+        }
+        let serial = self.objects.for_domain(grant.range, protected)?.serial;
+        let Some(object) = self.objects.get(serial) else {
+            return Err(Error::Invalid("an object that is not there"));
+        };
+        self.backed
+            .insert(range, Backing { serial, origin })
+            .map_err(failed("mmap"))?;
+        // SAFETY: all other threads stand still (`frozen`).
+        let adopted = unsafe {
+            adopt::adopt(
+                object,
+                range,
+                vma,
+                &attributes,
+                &self.pagemap,
+                &self.watcher,
+                || self.freezer.still_stopped(),
+            )
+        };
+        if let Err(error) = adopted {
+            let _ = self.backed.remove(range);
+            return Err(error);
+        }
+        log!(Debug, "adopted {range}");
+        Ok(Finding::InObject { serial, range })
+    }
+
+    fn attributes_of(&mut self, vma: &Vma) -> Attributes {
+        let Some(range) = Range::between(vma.start, vma.end) else {
+            return Attributes::default();
+        };
+        if let Some((_, attributes)) = self.attributes.filter(|(known, _)| known.covers(range)) {
+            return attributes;
+        }
+        let attributes = maps::attributes(vma.start).unwrap_or_default();
+        self.attributes = Some((range, attributes));
+        attributes
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of `find`, kept apart for its length"
+    )]
+    fn share(
+        &mut self,
+        grant: &Grant,
+        page: usize,
+        range: Range,
+        vma: &Vma,
+        path: &[u8],
+        uid: u32,
+        frozen: bool,
+    ) -> Result<Finding> {
+        let Some(file) = vma.file else {
+            return Ok(Finding::Hole("shared memory without a file"));
+        };
+        let writable = vma.prot.contains(ProtFlags::WRITE) && grant.access == Access::ReadWrite;
+        let opened = fd::of_mapping(path, file, (vma.start, vma.end), writable);
+        let fd = match opened {
+            Ok(fd) => fd,
+            Err(errno) if path.ends_with(b" (deleted)") => {
+                // No descriptor is to be had: as good as private, if nobody else has it.
+                if self.inherited.contains(&file) || plan::is_shared_with_others(range, &self.pagemap) {
+                    log!(
+                        Warn,
+                        "{range} is shared memory whose descriptor cannot be had: {errno}"
+                    );
+                    return Ok(Finding::Hole("shared memory whose descriptor cannot be had"));
+                }
+                let protected = !vma.prot.contains(ProtFlags::WRITE);
+                return self.adopt(grant, page, range, protected, vma, Origin::Shared, frozen, false);
+            }
+            Err(errno) => {
+                log!(Warn, "the file mapped at {range} cannot be opened: {errno}");
+                return Ok(Finding::Hole("a file that cannot be opened"));
+            }
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(failed("fstat"))?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+            return Ok(Finding::Hole("a device"));
+        }
+        // A descriptor gives the whole file: to the same user, or if all of it is shown here.
+        let whole = vma.offset_of(range.start()) == 0 && range.len() as u64 >= stat.st_size.unsigned_abs();
+        if uid != rustix::process::geteuid().as_raw() && !whole {
+            return Ok(Finding::Hole("part of a file, for another user"));
+        }
+        self.remember_shared(range, vma)?;
+        Ok(Finding::InFile {
+            range,
+            offset: vma.offset_of(range.start()),
+            fd,
+            writable,
+        })
+    }
+
+    /// Notes that importers map a range from its own file, which cannot be taken from them: they are told when it goes.
+    fn remember_shared(&mut self, range: Range, vma: &Vma) -> Result<()> {
+        let file = vma.file.unwrap_or(FileId {
+            major: 0,
+            minor: 0,
+            inode: 0,
+        });
+        self.shared.insert(range, file).map_err(failed("mmap"))?;
+        let _ = self.watcher.watch(range.start(), range.len());
+        log!(Debug, "shared {range} from its file");
+        Ok(())
+    }
+}
+
+/// Whether any memory of this process is pinned for DMA.
+fn pinned_for_dma() -> bool {
+    let mut buffer = [0; 4096];
+    procfs::read_small(c"/proc/self/status", &mut buffer)
+        .ok()
+        .and_then(|text| procfs::field(text, b"VmPin:", 10))
+        .is_some_and(|kib| kib > 0)
+}

@@ -1,0 +1,185 @@
+//! Threads that have touched a page which is not there: each sleeps until the exporter has said what is.
+
+use super::super::protocol::{Message, Source};
+use super::{Importer, RequestKind};
+use crate::error::{Error, Result};
+use crate::log::log;
+use crate::range::Range;
+use crate::sys::event::Poller;
+use crate::sys::memory::{HUGE_PAGE, PAGE};
+use crate::sys::procfs::{self, Blocked};
+use crate::sys::signal;
+use crate::sys::uffd::Event;
+use std::os::fd::OwnedFd;
+
+/// A thread that sleeps on a page of a window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiter {
+    pub(super) page: usize,
+    addr: usize,
+    thread: u32,
+}
+
+impl Importer {
+    /// Takes the reports of threads that have touched a missing page.
+    pub(crate) fn on_faults(&mut self, poller: &Poller, token: u64) {
+        while let Ok(Some(event)) = self.trap.read() {
+            let Event::Missing { addr, thread } = event else {
+                continue;
+            };
+            let page = Range::page_at(addr).start();
+            if let Err(errno) = self.waiters.push(Waiter { page, addr, thread }) {
+                // The thread goes round once more, and asks again.
+                log!(Error, "noting a fault: {errno}");
+                let _ = self.trap.wake(page, PAGE);
+            }
+        }
+        self.ask_for_waiters(poller, token);
+    }
+
+    /// Asks for the pages that threads sleep on. One question at a time for each 2 MiB: its answer mostly serves the neighbours,
+    /// too.
+    pub(super) fn ask_for_waiters(&mut self, poller: &Poller, token: u64) {
+        let mut index = 0;
+        while let Some(waiter) = self.waiters.get(index).copied() {
+            index += 1;
+            let block = waiter.page & !(HUGE_PAGE - 1);
+            let asked = self.requests.iter().any(|request| match request.kind {
+                RequestKind::Resolve { page } => page & !(HUGE_PAGE - 1) == block,
+                RequestKind::Get { .. } => false,
+            });
+            if asked {
+                continue;
+            }
+            if let Err(error) = self.ask_for(waiter.page, poller, token) {
+                log!(Debug, "{:#x} is a hole: {error}", waiter.addr);
+                self.refuse_page(waiter.page);
+                index = 0;
+            }
+        }
+    }
+
+    fn ask_for(&mut self, page: usize, poller: &Poller, token: u64) -> Result<()> {
+        let index = self.window_at(page).ok_or(Error::Invalid("no window is there"))?;
+        let window = self.windows[index];
+        let permit = *self
+            .permit(window.permit)
+            .and_then(|i| self.permits.get(i))
+            .ok_or(Error::NoSuchId)?;
+        if permit.removed {
+            return Err(Error::NoSuchId);
+        }
+        let addr = window.to_remote(page);
+        let run = if addr == window.run_end { window.run + 1 } else { 0 };
+        self.windows[index].run = run;
+        let attached = Range::new(window.remote, window.range.len()).ok_or(Error::Invalid("no range"))?;
+        let kind = RequestKind::Resolve { page };
+        self.ask(permit.host, kind, poller, token, |request| Message::Resolve {
+            request,
+            grant: permit.grant,
+            addr,
+            attached,
+            run,
+        })
+    }
+
+    /// The exporter has said where a page and its neighbours are.
+    pub(super) fn resolved(
+        &mut self,
+        host: u32,
+        page: usize,
+        range: Range,
+        source: Source,
+        writable: bool,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<()> {
+        // The window may be gone by now, and another in its place.
+        let Some(index) = self.window_at(page) else {
+            return Ok(());
+        };
+        let window = self.windows[index];
+        let same = self
+            .permit(window.permit)
+            .is_some_and(|index| self.permits[index].host == host);
+        let local = window.to_local(range).filter(|local| local.contains(page));
+        let Some(local) = local.filter(|_| same) else {
+            self.wake(Range::page_at(page));
+            return Ok(());
+        };
+        let skipped = window.to_remote(local.start()).wrapping_sub(range.start());
+        let source = match source {
+            Source::File { offset } => Source::File {
+                offset: offset.wrapping_add(skipped as u64),
+            },
+            Source::SystemV { id, offset } => Source::SystemV {
+                id,
+                offset: offset.wrapping_add(skipped as u64),
+            },
+            object @ Source::Object { .. } => object,
+        };
+        self.windows[index].run_end = window.to_remote(local.end());
+        let mapped = self.map_piece(window, local, source, writable, descriptor);
+        if let Err(error) = mapped {
+            log!(Error, "cannot map {local}: {error}");
+            self.refuse_page(page);
+            return match error {
+                Error::Invalid(_) => Err(error),
+                _ => Ok(()),
+            };
+        }
+        self.wake(local);
+        Ok(())
+    }
+
+    fn wake(&mut self, local: Range) {
+        self.waiters.retain(|waiter| !local.contains(waiter.page));
+        if let Err(errno) = self.trap.wake(local.start(), local.len()) {
+            log!(Error, "waking the threads that wait for {local}: {errno}");
+        }
+    }
+
+    /// There is nothing at a page: the threads that sleep on it get SIGBUS. Memory that appears there later is
+    /// found all the same.
+    pub(super) fn refuse_page(&mut self, page: usize) {
+        let mut index = 0;
+        let mut hard = false;
+        while let Some(waiter) = self.waiters.get(index).copied() {
+            if waiter.page != page {
+                index += 1;
+                continue;
+            }
+            let _ = self.waiters.remove(index);
+            if procfs::blocked(waiter.thread) != Some(Blocked::InFault) {
+                // Another signal has come in between; if the thread touches the page again, it asks again.
+                continue;
+            }
+            if procfs::signal_held_back(waiter.thread, libc::SIGBUS) {
+                hard = true;
+            } else if let Err(errno) = signal::bus_error(waiter.thread, waiter.addr) {
+                log!(Error, "SIGBUS for thread {}: {errno}", waiter.thread);
+                hard = true;
+            }
+        }
+        if hard {
+            // A signal that is blocked or ignored would not end the sleep; the kernel's own, on a page that is
+            // beyond the end of a file, does, and ends the process as XPMEM would.
+            if let Err(error) = self.map_nothing(page) {
+                log!(Error, "refusing {page:#x}: {error}");
+            }
+            let _ = self.trap.wake(page, PAGE);
+        }
+    }
+
+    /// Refuses all that was to be served by one question.
+    pub(super) fn refuse_block(&mut self, page: usize) {
+        let block = page & !(HUGE_PAGE - 1);
+        while let Some(waiter) = self
+            .waiters
+            .iter()
+            .find(|w| w.page & !(HUGE_PAGE - 1) == block)
+            .copied()
+        {
+            self.refuse_page(waiter.page);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! One exporter, as its importer sees it.
+
+use super::super::protocol::{self, Message};
+use crate::error::{Error, Result, failed};
+use crate::id::Endpoint;
+use crate::own::OwnVec;
+use crate::sys::event::Poller;
+use crate::sys::socket::{self, Peer};
+use crate::sys::{Errno, SysResult};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// An object of the exporter's whose descriptor came with a message.
+#[derive(Debug)]
+struct Known {
+    serial: u32,
+    writable: bool,
+    fd: OwnedFd,
+}
+
+/// A connection to an exporter, made under one identity (user and groups) of this process.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) number: u32,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) identity: u64,
+    pub(crate) alive: bool,
+    socket: OwnedFd,
+    peer: Peer,
+    known: OwnVec<Known>,
+    /// What the socket has not taken: the exporter is stopped, or busy.
+    unsent: OwnVec<Message>,
+}
+
+impl Host {
+    pub(crate) fn new(number: u32, endpoint: Endpoint, identity: u64, socket: OwnedFd) -> SysResult<Self> {
+        let peer = socket::peer(&socket)?;
+        let (known, unsent) = (OwnVec::new(), OwnVec::new());
+        Ok(Self {
+            number,
+            endpoint,
+            identity,
+            alive: true,
+            socket,
+            peer,
+            known,
+            unsent,
+        })
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.peer.pid
+    }
+
+    /// Effective user of the exporter.
+    pub(crate) fn uid(&self) -> u32 {
+        self.peer.uid
+    }
+
+    pub(crate) fn send(&mut self, message: Message, poller: &Poller, token: u64) -> Result<()> {
+        if !self.alive {
+            return Err(Error::NoSuchId);
+        }
+        if self.unsent.is_empty() {
+            match socket::send(&self.socket, &message.encode(), None) {
+                Ok(()) => return Ok(()),
+                Err(Errno::AGAIN) => {}
+                Err(_) => return Err(Error::NoSuchId),
+            }
+        }
+        self.unsent.push(message).map_err(failed("mmap"))?;
+        poller
+            .change(&self.socket, token, true)
+            .map_err(failed("epoll_ctl"))
+    }
+
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.alive && !self.unsent.is_empty()
+    }
+
+    /// Sends what waits.
+    pub(crate) fn flush(&mut self, poller: &Poller, token: u64) -> Result<()> {
+        while let Some(message) = self.unsent.first() {
+            match socket::send(&self.socket, &message.encode(), None) {
+                Ok(()) => drop(self.unsent.remove(0)),
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(errno) => return Err(failed("sendmsg")(errno)),
+            }
+        }
+        poller
+            .change(&self.socket, token, false)
+            .map_err(failed("epoll_ctl"))
+    }
+
+    /// The next message, if there is one.
+    ///
+    /// # Errors
+    /// The exporter is gone, or does not speak the protocol.
+    pub(crate) fn receive(&mut self) -> Result<Option<(Message, Option<OwnedFd>)>> {
+        if !self.alive {
+            return Ok(None);
+        }
+        let mut bytes = [0; protocol::SIZE + 1];
+        match socket::receive(&self.socket, &mut bytes) {
+            Err(Errno::AGAIN) => Ok(None),
+            Err(errno) => Err(failed("recvmsg")(errno)),
+            Ok((len, descriptor)) => {
+                let message = Message::decode(&bytes[..len]);
+                let message = message.ok_or(Error::Invalid("not a message of this version"))?;
+                Ok(Some((message, descriptor)))
+            }
+        }
+    }
+
+    /// The exporter is gone. What is mapped from its objects stays, and so do their descriptors until the last
+    /// permit goes.
+    pub(crate) fn bury(&mut self) {
+        self.alive = false;
+        self.unsent.clear();
+        // Ends the watch: a dead connection would be ready for ever.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+
+    /// Keeps the descriptor of an object.
+    pub(crate) fn learn(&mut self, serial: u32, writable: bool, fd: OwnedFd) -> Result<()> {
+        super::regular(&fd)?;
+        if self.object(serial, writable).is_none() {
+            self.known
+                .push(Known { serial, writable, fd })
+                .map_err(failed("mmap"))?;
+        }
+        Ok(())
+    }
+
+    /// The descriptor of an object.
+    pub(crate) fn object(&self, serial: u32, writable: bool) -> Option<BorrowedFd<'_>> {
+        let known = self
+            .known
+            .iter()
+            .find(|known| known.serial == serial && known.writable == writable);
+        known.map(|known| known.fd.as_fd())
+    }
+
+    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
+        each(self.socket.as_raw_fd());
+        for known in self.known.iter() {
+            each(known.fd.as_raw_fd());
+        }
+    }
+}

@@ -1,0 +1,481 @@
+//! The importer: connections to exporters, permits held, windows onto their memory, and the faults of threads that touch a
+//! page which is not there yet.
+//!
+//! All of it belongs to the service thread.
+
+mod faults;
+mod host;
+mod window;
+
+use super::calls::{Answer, Call, Calls, Ticket};
+use super::protocol::{Access, Message};
+use crate::config::Config;
+use crate::error::{Error, Result, failed};
+use crate::id::Endpoint;
+use crate::log::log;
+use crate::own::{OwnVec, RangeTable};
+use crate::range::Range;
+use crate::sys::Errno;
+use crate::sys::event::Poller;
+use crate::sys::maps::FileId;
+use crate::sys::uffd::Userfaultfd;
+use core::time::Duration;
+use faults::Waiter;
+use host::Host;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use window::{Piece, Window};
+
+/// A permit that this process holds.
+#[derive(Clone, Copy, Debug)]
+struct Permit {
+    number: u32,
+    host: u32,
+    /// The exporter's number for it.
+    grant: u32,
+    access: Access,
+    range: Range,
+    /// The object that windows map unless told otherwise.
+    base: u32,
+    removed: bool,
+}
+
+/// Something asked of an exporter, not answered yet.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    number: u32,
+    host: u32,
+    since: Duration,
+    /// The log has said that it takes long.
+    said: bool,
+    kind: RequestKind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum RequestKind {
+    Get { ticket: Ticket, access: Access },
+    Resolve { page: usize },
+}
+
+/// The importing side of a process.
+#[derive(Debug)]
+pub(crate) struct Importer {
+    config: Config,
+    hosts: OwnVec<Host>,
+    next_host: u32,
+    permits: OwnVec<Permit>,
+    next_permit: u32,
+    /// In order of address.
+    windows: OwnVec<Window>,
+    /// Parts of windows that do not map the base object.
+    pieces: RangeTable<Piece>,
+    requests: OwnVec<Request>,
+    next_request: u32,
+    waiters: OwnVec<Waiter>,
+    trap: Userfaultfd,
+    /// An empty file: what is mapped from it gives SIGBUS.
+    nothing: OwnedFd,
+}
+
+fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
+
+/// How long an exporter may take before the log says so.
+const LONG: Duration = Duration::from_secs(1);
+
+impl Importer {
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        let missing = |what| move |errno| Error::Unsupported { what, errno };
+        let nothing = rustix::fs::memfd_create(c"rmap-nothing", rustix::fs::MemfdFlags::CLOEXEC);
+        Ok(Self {
+            config,
+            hosts: OwnVec::new(),
+            next_host: 1,
+            permits: OwnVec::new(),
+            next_permit: 1,
+            windows: OwnVec::new(),
+            pieces: RangeTable::new(),
+            requests: OwnVec::new(),
+            next_request: 1,
+            waiters: OwnVec::new(),
+            trap: Userfaultfd::for_missing_pages()
+                .map_err(missing("userfaultfd for shared memory (Linux 5.11)"))?,
+            nothing: nothing.map_err(missing("memfd_create"))?,
+        })
+    }
+
+    /// What reports threads that touch a missing page.
+    pub(crate) fn trap(&self) -> BorrowedFd<'_> {
+        self.trap.as_fd()
+    }
+
+    fn host(&self, number: u32) -> Option<usize> {
+        self.hosts.binary_search_by_key(&number, |host| host.number).ok()
+    }
+
+    fn permit(&self, number: u32) -> Option<usize> {
+        self.permits
+            .binary_search_by_key(&number, |permit| permit.number)
+            .ok()
+    }
+
+    /// Asks for a permit. Answers now only if there is no connection yet.
+    pub(crate) fn open(&mut self, call: Call, ticket: Ticket, calls: &Calls, poller: &Poller, token: u64) {
+        let Call::Open {
+            segment,
+            access,
+            identity,
+            socket,
+        } = call
+        else {
+            return;
+        };
+        // SAFETY: the caller gives the descriptor away with the call.
+        let socket = socket.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let known =
+            |host: &Host| host.endpoint == segment.endpoint() && host.identity == identity && host.alive;
+        let number = match (self.hosts.iter().find(|host| known(host)), socket) {
+            (Some(host), _) => host.number,
+            (None, None) => return calls.answer(ticket, Ok(Answer::NeedSocket)),
+            (None, Some(socket)) => match self.connect(segment.endpoint(), identity, socket, poller, token) {
+                Ok(number) => number,
+                Err(error) => return calls.fail(ticket, error),
+            },
+        };
+        let kind = RequestKind::Get { ticket, access };
+        let asked = self.ask(number, kind, poller, token, |request| Message::Get {
+            request,
+            segment: segment.counter(),
+            access,
+        });
+        if let Err(error) = asked {
+            calls.fail(ticket, error);
+        }
+    }
+
+    fn connect(
+        &mut self,
+        endpoint: Endpoint,
+        identity: u64,
+        socket: OwnedFd,
+        poller: &Poller,
+        token: u64,
+    ) -> Result<u32> {
+        let number = self.next_host;
+        let host = Host::new(number, endpoint, identity, socket).map_err(failed("getsockopt"))?;
+        poller
+            .add(host.socket(), token | u64::from(number))
+            .map_err(failed("epoll_ctl"))?;
+        self.hosts.push(host).map_err(failed("mmap"))?;
+        self.next_host += 1;
+        Ok(number)
+    }
+
+    /// Sends a request and remembers it.
+    fn ask(
+        &mut self,
+        host: u32,
+        kind: RequestKind,
+        poller: &Poller,
+        token: u64,
+        message: impl FnOnce(u32) -> Message,
+    ) -> Result<()> {
+        let Some(index) = self.host(host) else {
+            return Err(Error::NoSuchId);
+        };
+        let number = self.next_request;
+        let request = Request {
+            number,
+            host,
+            since: now(),
+            said: false,
+            kind,
+        };
+        self.requests.push(request).map_err(failed("mmap"))?;
+        self.next_request = self.next_request.wrapping_add(1).max(1);
+        let sent = self.hosts[index].send(message(number), poller, token | u64::from(host));
+        if let Err(error) = sent {
+            self.requests.retain(|request| request.number != number);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Gives a permit back. Its windows are gone already.
+    pub(crate) fn close(&mut self, number: u32, poller: &Poller, token: u64) {
+        let Some(permit) = self.permit(number).and_then(|index| self.permits.remove(index)) else {
+            return;
+        };
+        let Some(index) = self.host(permit.host) else {
+            return;
+        };
+        if self.hosts[index].alive {
+            let message = Message::Release { grant: permit.grant };
+            let _ = self.hosts[index].send(message, poller, token | u64::from(permit.host));
+        }
+        self.close_idle_host(permit.host);
+    }
+
+    /// Forgets a connection that nothing needs: a job of many processes, one after the other, must not run out of descriptors.
+    fn close_idle_host(&mut self, number: u32) {
+        let busy = self.permits.iter().any(|permit| permit.host == number)
+            || self.requests.iter().any(|request| request.host == number);
+        if let Some(index) = self.host(number).filter(|_| !busy) {
+            if self.hosts[index].has_unsent() {
+                return;
+            }
+            drop(self.hosts.remove(index));
+        }
+    }
+
+    /// Reads what an exporter has sent.
+    pub(crate) fn host_readable(&mut self, number: u32, calls: &Calls, poller: &Poller, token: u64) {
+        loop {
+            let Some(index) = self.host(number) else { return };
+            match self.hosts[index].receive() {
+                Ok(None) => return,
+                Ok(Some((message, descriptor))) => {
+                    if let Err(error) = self.handle(number, message, descriptor, calls, poller, token) {
+                        log!(Warn, "exporter {} dropped: {error}", self.hosts[index].pid());
+                        return self.lose_host(number, calls);
+                    }
+                }
+                Err(_) => return self.lose_host(number, calls),
+            }
+        }
+    }
+
+    /// Room to write to an exporter again.
+    pub(crate) fn host_writable(&mut self, number: u32, calls: &Calls, poller: &Poller, token: u64) {
+        let Some(index) = self.host(number) else { return };
+        if self.hosts[index]
+            .flush(poller, token | u64::from(number))
+            .is_err()
+        {
+            return self.lose_host(number, calls);
+        }
+        self.close_idle_host(number);
+    }
+
+    /// An exporter is gone: every wait for it ends. What was mapped stays readable.
+    fn lose_host(&mut self, number: u32, calls: &Calls) {
+        if let Some(index) = self.host(number) {
+            log!(Info, "exporter {} is gone", self.hosts[index].pid());
+            self.hosts[index].bury();
+        }
+        let mut index = 0;
+        while let Some(request) = self.requests.get(index).copied() {
+            if request.host != number {
+                index += 1;
+                continue;
+            }
+            let _ = self.requests.remove(index);
+            match request.kind {
+                RequestKind::Get { ticket, .. } => calls.fail(ticket, Error::NoSuchId),
+                RequestKind::Resolve { page } => self.refuse_block(page),
+            }
+        }
+        self.close_idle_host(number);
+    }
+
+    fn take_request(&mut self, number: u32, host: u32) -> Result<Request> {
+        let index = self
+            .requests
+            .iter()
+            .position(|r| r.number == number && r.host == host);
+        index
+            .and_then(|index| self.requests.remove(index))
+            .ok_or(Error::Invalid("an answer to no question"))
+    }
+
+    fn handle(
+        &mut self,
+        host: u32,
+        message: Message,
+        descriptor: Option<OwnedFd>,
+        calls: &Calls,
+        poller: &Poller,
+        token: u64,
+    ) -> Result<()> {
+        match message {
+            Message::Granted {
+                request,
+                grant,
+                serial,
+                range,
+            } => {
+                let request = self.take_request(request, host)?;
+                let RequestKind::Get { ticket, access } = request.kind else {
+                    return Err(Error::Invalid("a permit for a page"));
+                };
+                let permit = self.accept_permit(host, grant, serial, range, access, descriptor);
+                calls.answer(ticket, permit.map(|grant| Answer::Granted { grant, range }));
+                Ok(())
+            }
+            Message::Refused { request, errno } => {
+                let request = self.take_request(request, host)?;
+                let RequestKind::Get { ticket, .. } = request.kind else {
+                    return Err(Error::Invalid("a permit refused for a page"));
+                };
+                calls.fail(ticket, refusal(errno));
+                self.close_idle_host(host);
+                Ok(())
+            }
+            Message::Resolved {
+                request,
+                range,
+                source,
+                writable,
+            } => {
+                let request = self.take_request(request, host)?;
+                let RequestKind::Resolve { page } = request.kind else {
+                    return Err(Error::Invalid("a page for a permit"));
+                };
+                self.resolved(host, page, range, source, writable, descriptor)?;
+                self.ask_for_waiters(poller, token);
+                Ok(())
+            }
+            Message::Hole { request } => {
+                let request = self.take_request(request, host)?;
+                let RequestKind::Resolve { page } = request.kind else {
+                    return Err(Error::Invalid("a hole for a permit"));
+                };
+                self.refuse_page(page);
+                self.ask_for_waiters(poller, token);
+                Ok(())
+            }
+            Message::Stale { range } => self.make_stale(host, range),
+            Message::Removed { grant } => {
+                for permit in self.permits.iter_mut() {
+                    permit.removed |= permit.host == host && permit.grant == grant;
+                }
+                Ok(())
+            }
+            _ => Err(Error::Invalid("a message that exporters do not send")),
+        }
+    }
+
+    fn accept_permit(
+        &mut self,
+        host: u32,
+        grant: u32,
+        base: u32,
+        range: Range,
+        access: Access,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<u32> {
+        let Some(index) = self.host(host) else {
+            return Err(Error::NoSuchId);
+        };
+        let descriptor = descriptor.ok_or(Error::OutOfResources {
+            call: "recvmsg",
+            errno: Errno::MFILE,
+        })?;
+        self.hosts[index].learn(base, access == Access::ReadWrite, descriptor)?;
+        let number = self.next_permit;
+        let permit = Permit {
+            number,
+            host,
+            grant,
+            access,
+            range,
+            base,
+            removed: false,
+        };
+        self.permits.push(permit).map_err(failed("mmap"))?;
+        self.next_permit += 1;
+        Ok(number)
+    }
+
+    /// Whether windows of this permit map objects of this very process.
+    pub(crate) fn is_own(&self, permit: u32, endpoint: Endpoint) -> bool {
+        let host = self
+            .permit(permit)
+            .and_then(|index| self.host(self.permits[index].host));
+        host.is_some_and(|index| self.hosts[index].endpoint == endpoint)
+    }
+
+    /// Reads what is already known about the state of a permit's exporter.
+    pub(crate) fn catch_up(&mut self, permit: u32, calls: &Calls, poller: &Poller, token: u64) {
+        if let Some(index) = self.permit(permit) {
+            self.host_readable(self.permits[index].host, calls, poller, token);
+        }
+    }
+
+    /// Says so in the log if an exporter takes long, and gives up where a limit is set. Returns when to look again.
+    pub(crate) fn check_patience(&mut self, calls: &Calls) -> Option<Duration> {
+        let now = now();
+        let limit = self.config.peer_timeout;
+        let mut next: Option<Duration> = None;
+        let mut index = 0;
+        while index < self.requests.len() {
+            let request = self.requests[index];
+            let waited = now.saturating_sub(request.since);
+            if limit.is_some_and(|limit| waited >= limit) {
+                let _ = self.requests.remove(index);
+                log!(Warn, "gave up waiting for an exporter after RMAP_PEER_TIMEOUT");
+                match request.kind {
+                    RequestKind::Get { ticket, .. } => calls.fail(ticket, Error::TimedOut),
+                    RequestKind::Resolve { page } => self.refuse_block(page),
+                }
+                continue;
+            }
+            if waited >= LONG && !request.said {
+                self.requests[index].said = true;
+                let pid = self.host(request.host).map_or(0, |index| self.hosts[index].pid());
+                log!(
+                    Warn,
+                    "waiting for exporter {pid}, which does not answer: is it stopped?"
+                );
+            }
+            let mark = if self.requests[index].said {
+                None
+            } else {
+                Some(LONG)
+            };
+            for wait in mark
+                .into_iter()
+                .chain(limit)
+                .map(|mark| mark.saturating_sub(waited))
+            {
+                next = Some(next.map_or(wait, |next| next.min(wait)));
+            }
+            index += 1;
+        }
+        next
+    }
+
+    /// Calls `each` with every descriptor that a forked child must not keep.
+    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
+        for host in self.hosts.iter() {
+            host.each_descriptor(&mut each);
+        }
+        each(self.trap.as_fd().as_raw_fd());
+        each(self.nothing.as_raw_fd());
+    }
+}
+
+/// The error behind an errno that an exporter has sent.
+fn refusal(errno: u32) -> Error {
+    match errno.cast_signed() {
+        libc::EACCES => Error::Denied,
+        libc::EBUSY => Error::OutOfIds,
+        libc::ENOENT => Error::NoSuchId,
+        libc::EINVAL => Error::Invalid("refused by the exporter"),
+        errno if (1..4096).contains(&errno) => Error::OutOfResources {
+            call: "the exporter",
+            errno: Errno::from_raw_os_error(errno),
+        },
+        _ => Error::NoSuchId,
+    }
+}
+
+/// Which file an object of an exporter is; two serials are never the same file.
+pub(super) fn regular(fd: &OwnedFd) -> Result<FileId> {
+    let stat = rustix::fs::fstat(fd).map_err(failed("fstat"))?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+        return Err(Error::Invalid("a descriptor that is not a file's"));
+    }
+    FileId::of(fd).map_err(failed("fstat"))
+}

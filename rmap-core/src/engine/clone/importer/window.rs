@@ -1,0 +1,302 @@
+//! Windows: mappings of an exporter's memory.
+//!
+//! A window maps the base object of its permit at the offset equal to the exporter's address, whole, holes and all, and is
+//! trapped: what is not there is asked for when touched. Pieces of it map other objects or files, where the exporter says
+//! so.
+
+use super::super::protocol::{Access, Source};
+use super::{Importer, Permit};
+use crate::error::{Error, Result, failed};
+use crate::log::log;
+use crate::own::OwnVec;
+use crate::range::Range;
+use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
+use crate::sys::{SysResult, sysv};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A mapping of a stretch of an exporter's address space.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    pub(crate) range: Range,
+    /// The exporter's address that the window starts at.
+    pub(crate) remote: usize,
+    pub(crate) permit: u32,
+    /// Where the last answer ended, and how many answers have run on to there.
+    pub(crate) run_end: usize,
+    pub(crate) run: u32,
+}
+
+impl Window {
+    /// The exporter's address shown at `addr`.
+    pub(crate) fn to_remote(self, addr: usize) -> usize {
+        addr.wrapping_sub(self.range.start()).wrapping_add(self.remote)
+    }
+
+    /// Where a range of the exporter's is shown.
+    pub(crate) fn to_local(self, remote: Range) -> Option<Range> {
+        let all = self.range.shifted(self.range.start(), self.remote)?;
+        remote.intersection(all)?.shifted(self.remote, self.range.start())
+    }
+}
+
+/// What a part of a window maps instead of the base object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
+    /// Another object of the exporter's.
+    Object { serial: u32 },
+    /// A file or System V segment, which the exporter cannot punch.
+    File,
+    /// Nothing: a thread that holds SIGBUS back must be made to see it.
+    Nothing,
+}
+
+fn protection(writable: bool) -> ProtFlags {
+    if writable {
+        ProtFlags::READ | ProtFlags::WRITE
+    } else {
+        ProtFlags::READ
+    }
+}
+
+/// A place for a window: such that huge pages of the exporter's can be mapped as such.
+fn reserve(len: usize, remote: usize) -> SysResult<usize> {
+    let slack = if len >= HUGE_PAGE { HUGE_PAGE } else { 0 };
+    let all = memory::map_anonymous(len + slack, ProtFlags::empty(), MapFlags::NORESERVE)?;
+    if slack == 0 {
+        return Ok(all);
+    }
+    let base = all + (remote.wrapping_sub(all) & (HUGE_PAGE - 1));
+    for (start, end) in [(all, base), (base + len, all + len + slack)] {
+        if start < end {
+            // SAFETY: the ends of our own reservation.
+            let _ = unsafe { memory::unmap(start, end - start) };
+        }
+    }
+    Ok(base)
+}
+
+impl Importer {
+    /// The window that shows `addr`.
+    pub(super) fn window_at(&self, addr: usize) -> Option<usize> {
+        let index = self.windows.partition_point(|window| window.range.end() <= addr);
+        self.windows
+            .get(index)
+            .filter(|window| window.range.contains(addr))
+            .map(|_| index)
+    }
+
+    /// Whether a permit is good for anything.
+    pub(crate) fn check(&self, permit: u32) -> Result<()> {
+        let permit = self
+            .permit(permit)
+            .and_then(|i| self.permits.get(i))
+            .ok_or(Error::NoSuchId)?;
+        let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
+        if permit.removed || !self.hosts[host].alive {
+            Err(Error::NoSuchId)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Maps a range of the exporter, at `place` if given, over whatever is there.
+    pub(crate) fn map(&mut self, permit: u32, remote: Range, place: Option<usize>) -> Result<Range> {
+        self.check(permit)?;
+        let permit = *self
+            .permit(permit)
+            .and_then(|i| self.permits.get(i))
+            .ok_or(Error::NoSuchId)?;
+        if !permit.range.covers(remote) {
+            return Err(Error::Invalid("outside the segment"));
+        }
+        self.windows.reserve(1).map_err(failed("mmap"))?;
+        let base = match place {
+            Some(place) => place,
+            None => reserve(remote.len(), remote.start()).map_err(failed("mmap"))?,
+        };
+        let range = Range::new(base, remote.len()).ok_or(Error::Invalid("no such address"))?;
+        if self.windows.iter().any(|window| window.range.overlaps(range)) {
+            return Err(Error::RangeTaken(range));
+        }
+        self.map_base(range, remote.start(), &permit).map_err(|error| {
+            if place.is_none() {
+                // SAFETY: our own reservation.
+                let _ = unsafe { memory::unmap(range.start(), range.len()) };
+            }
+            error
+        })?;
+        let index = self
+            .windows
+            .partition_point(|window| window.range.start() < range.start());
+        let window = Window {
+            range,
+            remote: remote.start(),
+            permit: permit.number,
+            run_end: 0,
+            run: 0,
+        };
+        self.windows.insert(index, window).map_err(failed("mmap"))?;
+        log!(Debug, "window {range} shows {remote}");
+        Ok(range)
+    }
+
+    /// Maps the base object over a range, trapped.
+    fn map_base(&self, range: Range, remote: usize, permit: &Permit) -> Result<()> {
+        let writable = permit.access == Access::ReadWrite;
+        let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
+        let object = self.hosts[host]
+            .object(permit.base, writable)
+            .ok_or(Error::NoSuchId)?;
+        self.map_object(range, remote, object, writable)
+            .map_err(failed("mmap"))
+    }
+
+    fn map_object(
+        &self,
+        range: Range,
+        remote: usize,
+        object: BorrowedFd<'_>,
+        writable: bool,
+    ) -> SysResult<()> {
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        let (start, len) = (range.start(), range.len());
+        // SAFETY: a reservation, a part of a window, or a place that the caller of attach has named.
+        unsafe { memory::map_over(start, len, protection(writable), flags, object, remote as u64) }?;
+        memory::advise(start, len, libc::MADV_DONTFORK)?;
+        memory::advise(start, len, libc::MADV_DONTDUMP)?;
+        self.trap.trap(start, len)
+    }
+
+    /// Removes a window.
+    pub(crate) fn unmap(&mut self, base: usize) -> Result<Range> {
+        let index = self
+            .windows
+            .binary_search_by_key(&base, |window| window.range.start());
+        let window = index
+            .ok()
+            .and_then(|index| self.windows.remove(index))
+            .ok_or(Error::NoSuchId)?;
+        let range = window.range;
+        self.pieces.remove(range).map_err(failed("mmap"))?;
+        // SAFETY: the caller of detach gives the range up.
+        unsafe { memory::unmap(range.start(), range.len()) }.map_err(failed("munmap"))?;
+        self.waiters.retain(|waiter| !range.contains(waiter.page));
+        let _ = self.trap.wake(range.start(), range.len());
+        Ok(range)
+    }
+
+    /// Maps what the exporter says over a part of a window, unless it is mapped there already.
+    pub(super) fn map_piece(
+        &mut self,
+        window: Window,
+        local: Range,
+        source: Source,
+        writable: bool,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<()> {
+        let permit = *self
+            .permit(window.permit)
+            .and_then(|i| self.permits.get(i))
+            .ok_or(Error::NoSuchId)?;
+        let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
+        let remote = window.to_remote(local.start());
+        let writable = writable && permit.access == Access::ReadWrite;
+        match source {
+            Source::Object { serial } => {
+                if let Some(fd) = descriptor {
+                    self.hosts[host].learn(serial, writable, fd)?;
+                }
+                if serial == permit.base && self.pieces.next_in(local).is_none() {
+                    return Ok(());
+                }
+                let object = self.hosts[host].object(serial, writable);
+                let object = object.ok_or(Error::Invalid("an object that was not sent"))?;
+                self.map_object(local, remote, object, writable)
+                    .map_err(failed("mmap"))?;
+                let noted = if serial == permit.base {
+                    self.pieces.remove(local)
+                } else {
+                    self.pieces.insert(local, Piece::Object { serial })
+                };
+                noted.map_err(failed("mmap"))
+            }
+            Source::File { offset } => {
+                let fd = descriptor.ok_or(Error::Invalid("a file that was not sent"))?;
+                super::regular(&fd)?;
+                self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
+                // SAFETY: a part of a window.
+                unsafe {
+                    let flags = MapFlags::SHARED;
+                    memory::map_over(
+                        local.start(),
+                        local.len(),
+                        protection(writable),
+                        flags,
+                        fd.as_fd(),
+                        offset,
+                    )
+                }
+                .map_err(failed("mmap"))?;
+                memory::advise(local.start(), local.len(), libc::MADV_DONTFORK).map_err(failed("madvise"))
+            }
+            Source::SystemV { id, offset } => {
+                let info = sysv::info(id).map_err(failed("shmctl"))?;
+                let uid = self.hosts[host].uid();
+                // A stranger must not make this process write to a segment of its own user.
+                if info.owner != uid && info.creator != uid {
+                    return Err(Error::Invalid("a System V segment that is not the exporter's"));
+                }
+                self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
+                // SAFETY: a part of a window.
+                unsafe { sysv::map_over(id, offset as usize, local.len(), local.start(), writable) }
+                    .map_err(failed("shmat"))?;
+                memory::advise(local.start(), local.len(), libc::MADV_DONTFORK).map_err(failed("madvise"))
+            }
+        }
+    }
+
+    /// Makes a page of a window give SIGBUS to whoever touches it, without asking.
+    pub(super) fn map_nothing(&mut self, page: usize) -> Result<()> {
+        let range = Range::page_at(page);
+        self.pieces
+            .insert(range, Piece::Nothing)
+            .map_err(failed("mmap"))?;
+        // SAFETY: a page of a window.
+        unsafe {
+            let flags = MapFlags::SHARED;
+            memory::map_over(
+                range.start(),
+                PAGE,
+                ProtFlags::READ,
+                flags,
+                self.nothing.as_fd(),
+                0,
+            )
+        }
+        .map_err(failed("mmap"))
+    }
+
+    /// What windows onto this exporter map from files in a range is mapped from the base object again: to be asked for
+    /// when touched.
+    pub(super) fn make_stale(&mut self, host: u32, remote: Range) -> Result<()> {
+        let mut stale = OwnVec::new();
+        for window in self.windows.iter() {
+            let permit = self.permit(window.permit).map(|index| self.permits[index]);
+            let Some(permit) = permit.filter(|permit| permit.host == host) else {
+                continue;
+            };
+            let Some(local) = window.to_local(remote) else {
+                continue;
+            };
+            for span in self.pieces.within(local).filter(|span| span.value == Piece::File) {
+                let remote = window.to_remote(span.range.start());
+                stale.push((span.range, remote, permit)).map_err(failed("mmap"))?;
+            }
+        }
+        for (range, remote, permit) in stale.iter() {
+            self.map_base(*range, *remote, permit)?;
+            self.pieces.remove(*range).map_err(failed("mmap"))?;
+        }
+        Ok(())
+    }
+}

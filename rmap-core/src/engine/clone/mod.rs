@@ -1,0 +1,160 @@
+//! The clone engine, for stock kernels: the exporter's pages move into a memfd, importers map that, and both follow the exporter's
+//! address space.
+//!
+//! ```text
+//! application threads            service thread                      service thread, peer
+//!   segment, permit, attachment    exporter: segments, objects  <---  importer: permits, windows
+//!        | calls (slots, futex)    importer: permits, windows   --->  exporter
+//!        +------------------------> one epoll loop, own memory   Unix sockets, protocol
+//! ```
+
+mod calls;
+mod exporter;
+mod importer;
+mod protocol;
+mod service;
+
+pub(crate) use service::probe;
+
+use super::{Access, Engine, Opened};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::id::{Endpoint, Id};
+use crate::range::Range;
+use calls::{Answer, Call};
+use core::sync::atomic::{AtomicUsize, Ordering};
+use service::Running;
+use std::hash::{Hash, Hasher};
+use std::os::fd::IntoRawFd;
+
+/// The engine of this process.
+#[derive(Debug)]
+pub(crate) struct CloneEngine {
+    service: Running,
+    /// Between `before_fork` and the end of the fork: where the child finds what to close.
+    inherited: (AtomicUsize, AtomicUsize),
+}
+
+fn unexpected() -> Error {
+    Error::Invalid("an answer to another call")
+}
+
+/// Tells connections made under different users and groups apart: rights are checked against those of the connection.
+fn identity() -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    rustix::process::geteuid().as_raw().hash(&mut hasher);
+    rustix::process::getegid().as_raw().hash(&mut hasher);
+    for group in rustix::process::getgroups().unwrap_or_default() {
+        group.as_raw().hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+impl CloneEngine {
+    /// Starts the engine for this process.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the kernel does not offer what it needs.
+    pub(crate) fn start(config: Config) -> Result<Self> {
+        let service = service::start(config)?;
+        Ok(Self {
+            service,
+            inherited: (AtomicUsize::new(0), AtomicUsize::new(0)),
+        })
+    }
+
+    fn done(&self, call: Call) -> Result<()> {
+        match self.service.calls.post(call)? {
+            Answer::Done => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+impl Engine for CloneEngine {
+    fn endpoint(&self) -> Endpoint {
+        self.service.endpoint
+    }
+
+    fn offer(&self, range: Range, mode: u32) -> Result<u32> {
+        match self.service.calls.post(Call::Offer { range, mode })? {
+            Answer::Segment(counter) => Ok(counter),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn withdraw(&self, counter: u32) -> Result<()> {
+        self.done(Call::Withdraw { segment: counter })
+    }
+
+    fn open(&self, segment: Id, access: Access) -> Result<Opened> {
+        let access = match access {
+            Access::ReadOnly => protocol::Access::ReadOnly,
+            Access::ReadWrite => protocol::Access::ReadWrite,
+        };
+        let identity = identity();
+        let mut socket = None;
+        loop {
+            match self.service.calls.post(Call::Open {
+                segment,
+                access,
+                identity,
+                socket,
+            })? {
+                Answer::Granted { grant, range } => return Ok(Opened { grant, range }),
+                // The application's thread connects: that may wait, and carries its credentials.
+                Answer::NeedSocket if socket.is_none() => {
+                    socket = Some(service::connect(segment.endpoint())?.into_raw_fd());
+                }
+                // The exporter has gone in between.
+                Answer::NeedSocket => return Err(Error::NoSuchId),
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+
+    fn check(&self, grant: u32) -> Result<()> {
+        self.done(Call::Check { grant })
+    }
+
+    fn close(&self, grant: u32) {
+        let _ = self.done(Call::Close { grant });
+    }
+
+    fn map(&self, grant: u32, remote: Range, place: Option<usize>) -> Result<usize> {
+        match self.service.calls.post(Call::Map { grant, remote, place })? {
+            Answer::Mapped(base) => Ok(base),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn unmap(&self, base: usize) -> Result<()> {
+        self.done(Call::Unmap { base })
+    }
+
+    fn is_alive(&self, endpoint: Endpoint) -> bool {
+        endpoint == self.service.endpoint || service::connect(endpoint).is_ok()
+    }
+
+    fn before_fork(&self) {
+        let (addr, count) = match self.service.calls.post(Call::ForkBegin) {
+            Ok(Answer::Descriptors { addr, count }) => (addr, count),
+            _ => (0, 0),
+        };
+        self.inherited.0.store(addr, Ordering::Relaxed);
+        self.inherited.1.store(count, Ordering::Relaxed);
+    }
+
+    fn after_fork_in_parent(&self) {
+        let _ = self.done(Call::ForkEnd);
+    }
+
+    fn after_fork_in_child(&self) {
+        let addr = self.inherited.0.load(Ordering::Relaxed);
+        let count = self.inherited.1.load(Ordering::Relaxed);
+        if addr != 0 {
+            service::close_inherited(addr, count);
+        }
+        crate::own::forget_after_fork();
+    }
+}

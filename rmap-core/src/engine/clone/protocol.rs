@@ -1,0 +1,339 @@
+//! What importers and exporters say to each other: messages of one fixed size, each over a Unix socket.
+//!
+//! Numbers travel in the machine's byte order: both ends are on one machine. A message of another size, version or kind, or
+//! with a range that is not one, is refused as a whole, and the connection with it.
+
+use crate::range::Range;
+
+/// Bytes of a message.
+pub(crate) const SIZE: usize = 64;
+const VERSION: u32 = 0x726d_0001;
+
+/// What a permit allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// How the memory behind an answer is mapped by the importer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// From an object of the exporter, at the offset equal to the exporter's address.
+    Object { serial: u32 },
+    /// From the file that the exporter itself maps; the descriptor comes with the message.
+    File { offset: u64 },
+    /// From a System V segment.
+    SystemV { id: u32, offset: u64 },
+}
+
+/// A message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// Importer: a permit for the segment, please.
+    Get {
+        request: u32,
+        segment: u32,
+        access: Access,
+    },
+    /// Exporter: here it is; the base object of the segment comes with the message.
+    Granted {
+        request: u32,
+        grant: u32,
+        serial: u32,
+        range: Range,
+    },
+    /// Exporter: no; the number is an errno.
+    Refused { request: u32, errno: u32 },
+    /// Importer: a thread waits for the page at `addr`, in an attachment of `attached`. `run` says how many requests before
+    /// this one went on where the last had ended.
+    Resolve {
+        request: u32,
+        grant: u32,
+        addr: usize,
+        attached: Range,
+        run: u32,
+    },
+    /// Exporter: these pages are there now. An object that the importer does not know yet comes with the
+    /// message.
+    Resolved {
+        request: u32,
+        range: Range,
+        source: Source,
+        writable: bool,
+    },
+    /// Exporter: there is nothing at that address.
+    Hole { request: u32 },
+    /// Importer: the permit is not needed any more.
+    Release { grant: u32 },
+    /// Exporter: what was mapped from files in this range is not there any more.
+    Stale { range: Range },
+    /// Exporter: the segment behind this permit was removed.
+    Removed { grant: u32 },
+}
+
+struct Writer {
+    bytes: [u8; SIZE],
+    at: usize,
+}
+
+impl Writer {
+    fn u32(mut self, value: u32) -> Self {
+        self.bytes[self.at..self.at + 4].copy_from_slice(&value.to_ne_bytes());
+        self.at += 4;
+        self
+    }
+
+    fn u64(mut self, value: u64) -> Self {
+        self.bytes[self.at..self.at + 8].copy_from_slice(&value.to_ne_bytes());
+        self.at += 8;
+        self
+    }
+
+    fn range(self, range: Range) -> Self {
+        self.u64(range.start() as u64).u64(range.end() as u64)
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl Reader<'_> {
+    fn u32(&mut self) -> Option<u32> {
+        let (head, rest) = self.bytes.split_first_chunk()?;
+        self.bytes = rest;
+        Some(u32::from_ne_bytes(*head))
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        let (head, rest) = self.bytes.split_first_chunk()?;
+        self.bytes = rest;
+        Some(u64::from_ne_bytes(*head))
+    }
+
+    fn flag(&mut self) -> Option<bool> {
+        match self.u32()? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
+    }
+
+    fn range(&mut self) -> Option<Range> {
+        Range::between(self.u64()? as usize, self.u64()? as usize)
+    }
+}
+
+impl Message {
+    /// The bytes to send.
+    pub(crate) fn encode(&self) -> [u8; SIZE] {
+        let start = |kind| {
+            Writer {
+                bytes: [0; SIZE],
+                at: 0,
+            }
+            .u32(VERSION)
+            .u32(kind)
+        };
+        match *self {
+            Self::Get {
+                request,
+                segment,
+                access,
+            } => start(1)
+                .u32(request)
+                .u32(segment)
+                .u32(u32::from(access == Access::ReadWrite)),
+            Self::Granted {
+                request,
+                grant,
+                serial,
+                range,
+            } => start(2).u32(request).u32(grant).u32(serial).range(range),
+            Self::Refused { request, errno } => start(3).u32(request).u32(errno),
+            Self::Resolve {
+                request,
+                grant,
+                addr,
+                attached,
+                run,
+            } => start(4)
+                .u32(request)
+                .u32(grant)
+                .u32(run)
+                .u64(addr as u64)
+                .range(attached),
+            Self::Resolved {
+                request,
+                range,
+                source,
+                writable,
+            } => {
+                let (kind, id, offset) = match source {
+                    Source::Object { serial } => (0, serial, 0),
+                    Source::File { offset } => (1, 0, offset),
+                    Source::SystemV { id, offset } => (2, id, offset),
+                };
+                start(5)
+                    .u32(request)
+                    .u32(u32::from(writable))
+                    .range(range)
+                    .u32(kind)
+                    .u32(id)
+                    .u64(offset)
+            }
+            Self::Hole { request } => start(6).u32(request),
+            Self::Release { grant } => start(7).u32(grant),
+            Self::Stale { range } => start(8).range(range),
+            Self::Removed { grant } => start(9).u32(grant),
+        }
+        .bytes
+    }
+
+    /// The message in `bytes`; `None` if it is not one.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != SIZE {
+            return None;
+        }
+        let mut from = Reader { bytes };
+        if from.u32()? != VERSION {
+            return None;
+        }
+        Some(match from.u32()? {
+            1 => Self::Get {
+                request: from.u32()?,
+                segment: from.u32()?,
+                access: if from.flag()? {
+                    Access::ReadWrite
+                } else {
+                    Access::ReadOnly
+                },
+            },
+            2 => Self::Granted {
+                request: from.u32()?,
+                grant: from.u32()?,
+                serial: from.u32()?,
+                range: from.range()?,
+            },
+            3 => Self::Refused {
+                request: from.u32()?,
+                errno: from.u32()?,
+            },
+            4 => {
+                let (request, grant, run) = (from.u32()?, from.u32()?, from.u32()?);
+                let (addr, attached) = (from.u64()? as usize, from.range()?);
+                Self::Resolve {
+                    request,
+                    grant,
+                    addr,
+                    attached,
+                    run,
+                }
+            }
+            5 => {
+                let (request, writable, range) = (from.u32()?, from.flag()?, from.range()?);
+                let (kind, id, offset) = (from.u32()?, from.u32()?, from.u64()?);
+                let source = match kind {
+                    0 => Source::Object { serial: id },
+                    1 => Source::File { offset },
+                    2 => Source::SystemV { id, offset },
+                    _ => return None,
+                };
+                Self::Resolved {
+                    request,
+                    range,
+                    source,
+                    writable,
+                }
+            }
+            6 => Self::Hole { request: from.u32()? },
+            7 => Self::Release { grant: from.u32()? },
+            8 => Self::Stale { range: from.range()? },
+            9 => Self::Removed { grant: from.u32()? },
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::memory::PAGE;
+    use proptest::prelude::*;
+
+    fn ranges() -> impl Strategy<Value = Range> {
+        (0usize..1 << 35, 1usize..1 << 35).prop_map(|(at, n)| Range::new(at * PAGE, n * PAGE).unwrap())
+    }
+
+    fn messages() -> impl Strategy<Value = Message> {
+        let access = prop_oneof![Just(Access::ReadOnly), Just(Access::ReadWrite)];
+        let source = prop_oneof![
+            any::<u32>().prop_map(|serial| Source::Object { serial }),
+            any::<u64>().prop_map(|offset| Source::File { offset }),
+            any::<(u32, u64)>().prop_map(|(id, offset)| Source::SystemV { id, offset }),
+        ];
+        prop_oneof![
+            (any::<(u32, u32)>(), access).prop_map(|((request, segment), access)| Message::Get {
+                request,
+                segment,
+                access
+            }),
+            (any::<(u32, u32, u32)>(), ranges()).prop_map(|((request, grant, serial), range)| {
+                Message::Granted {
+                    request,
+                    grant,
+                    serial,
+                    range,
+                }
+            }),
+            any::<(u32, u32)>().prop_map(|(request, errno)| Message::Refused { request, errno }),
+            (any::<(u32, u32, usize, u32)>(), ranges()).prop_map(
+                |((request, grant, addr, run), attached)| {
+                    Message::Resolve {
+                        request,
+                        grant,
+                        addr,
+                        attached,
+                        run,
+                    }
+                }
+            ),
+            (any::<(u32, bool)>(), ranges(), source).prop_map(|((request, writable), range, source)| {
+                Message::Resolved {
+                    request,
+                    range,
+                    source,
+                    writable,
+                }
+            }),
+            any::<u32>().prop_map(|request| Message::Hole { request }),
+            any::<u32>().prop_map(|grant| Message::Release { grant }),
+            ranges().prop_map(|range| Message::Stale { range }),
+            any::<u32>().prop_map(|grant| Message::Removed { grant }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(message in messages()) {
+            prop_assert_eq!(Message::decode(&message.encode()), Some(message));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..128)) {
+            let _ = Message::decode(&bytes);
+        }
+
+        #[test]
+        fn arbitrary_fields_never_panic(kind in 0u32..12, fields in any::<[u8; SIZE - 8]>()) {
+            let mut bytes = [0; SIZE];
+            bytes[..4].copy_from_slice(&VERSION.to_ne_bytes());
+            bytes[4..8].copy_from_slice(&kind.to_ne_bytes());
+            bytes[8..].copy_from_slice(&fields);
+            if let Some(message) = Message::decode(&bytes) {
+                prop_assert_eq!(Message::decode(&message.encode()), Some(message));
+            }
+        }
+    }
+}

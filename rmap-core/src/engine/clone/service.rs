@@ -1,0 +1,328 @@
+//! The service thread: one for each process, asleep in `epoll` until somebody needs it.
+//!
+//! It must make progress while any other thread sleeps in a fault or holds any lock: if it stopped, the application's next `munmap` of adopted
+//! memory would sleep for ever. So it allocates nothing, takes no lock, uses no standard stream and no thread-local storage
+//! but its own `errno`; what it keeps is in own memory, and it stores to nothing else.
+
+use super::calls::{Answer, Call, Calls, Ticket};
+use super::exporter::Exporter;
+use super::importer::Importer;
+use crate::config::Config;
+use crate::error::{Error, Result, failed};
+use crate::id::Endpoint;
+use crate::log::log;
+use crate::own::{OwnMemory, OwnVec};
+use crate::sys::event::{Doorbell, Poller, Ready};
+use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
+use crate::sys::{Errno, socket, thread};
+use core::ffi::c_void;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+const DOORBELL: u64 = 1 << 32;
+const LISTENER: u64 = 2 << 32;
+const WATCHER: u64 = 3 << 32;
+const TRAP: u64 = 4 << 32;
+const CLIENT: u64 = 5 << 32;
+const HOST: u64 = 6 << 32;
+const KIND: u64 = !0 << 32;
+
+const STACK: usize = 512 << 10;
+
+/// What the service thread owns.
+struct Service {
+    endpoint: Endpoint,
+    listener: OwnedFd,
+    poller: Poller,
+    calls: &'static Calls,
+    exporter: Exporter,
+    importer: Importer,
+    /// Numbers of descriptors, for the child of a fork under way.
+    fork: Option<(usize, usize)>,
+}
+
+/// The application's side of a running service.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) calls: &'static Calls,
+}
+
+fn place_in_own_memory<T>(value: T) -> Result<&'static mut T> {
+    let memory = OwnMemory::new(size_of::<T>()).map_err(failed("mmap"))?;
+    let pointer: *mut T = core::ptr::with_exposed_provenance_mut(memory.addr());
+    core::mem::forget(memory);
+    // SAFETY: fresh memory of the right size, page-aligned, never unmapped.
+    unsafe {
+        pointer.write(value);
+        Ok(&mut *pointer)
+    }
+}
+
+fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(failed("getrandom"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn listen() -> Result<(Endpoint, OwnedFd)> {
+    loop {
+        let endpoint = Endpoint::from_random(random()?);
+        match socket::listen(&endpoint.name()) {
+            Ok(fd) => return Ok((endpoint, fd)),
+            Err(Errno::ADDRINUSE) => {}
+            Err(errno) => return Err(failed("bind of a Unix socket")(errno)),
+        }
+    }
+}
+
+/// Tries what the engine needs of the kernel, and leaves nothing behind.
+///
+/// # Errors
+/// [`Error::Unsupported`] names what is missing.
+pub(crate) fn probe(config: Config) -> Result<()> {
+    let missing = |what| move |errno| Error::Unsupported { what, errno };
+    Importer::new(config)?;
+    let mut exporter = Exporter::new(config)?;
+    let doorbell = Doorbell::new().map_err(missing("eventfd"))?;
+    let poller = Poller::new().map_err(missing("epoll"))?;
+    poller.add(&doorbell, 0).map_err(missing("epoll"))?;
+    exporter.probe(&doorbell, || {
+        let _ = poller.wait(None, |_| {});
+    })
+}
+
+/// Starts the service thread of this process.
+///
+/// # Errors
+/// [`Error::Unsupported`] where the kernel does not offer what the engine needs.
+pub(crate) fn start(config: Config) -> Result<Running> {
+    let exporter = Exporter::new(config)?;
+    let importer = Importer::new(config)?;
+    let calls = Calls::new().map_err(failed("mmap"))?;
+    let calls: &'static Calls = place_in_own_memory(calls)?;
+    let (endpoint, listener) = listen()?;
+    let poller = Poller::new().map_err(failed("epoll_create"))?;
+    let watched = [
+        (calls.doorbell().as_fd(), DOORBELL),
+        (listener.as_fd(), LISTENER),
+        (exporter.watcher(), WATCHER),
+        (importer.trap(), TRAP),
+    ];
+    for (fd, token) in watched {
+        poller.add(fd, token).map_err(failed("epoll_ctl"))?;
+    }
+    let service = Service {
+        endpoint,
+        listener,
+        poller,
+        calls,
+        exporter,
+        importer,
+        fork: None,
+    };
+    let service = place_in_own_memory(service)?;
+    // Not own memory, which a forked child does not have: glibc keeps the thread's descriptor on the stack, and visits it in
+    // the child. Guard pages on both sides keep the kernel from joining it with memory that is adopted.
+    let stack = memory::map_anonymous(STACK + 2 * PAGE, ProtFlags::empty(), MapFlags::NORESERVE)
+        .map_err(failed("mmap"))?;
+    // SAFETY: fresh memory; nothing runs on it yet, and it is never unmapped.
+    unsafe {
+        memory::protect(stack + PAGE, STACK, ProtFlags::READ | ProtFlags::WRITE)
+            .map_err(failed("mprotect"))?;
+        service.exporter.keep_out(stack + PAGE, STACK);
+        thread::spawn(stack + PAGE, STACK, main, core::ptr::from_mut(service).cast())
+            .map_err(failed("pthread_create"))?;
+    }
+    Ok(Running { endpoint, calls })
+}
+
+extern "C" fn main(service: *mut c_void) -> *mut c_void {
+    thread::widen_affinity();
+    // SAFETY: `start` passes the service, which nobody else refers to and which is never freed.
+    let service = unsafe { &mut *service.cast::<Service>() };
+    service.run()
+}
+
+impl Service {
+    fn run(&mut self) -> ! {
+        loop {
+            let patience = self.importer.check_patience(self.calls);
+            let mut ready = [None; 32];
+            let mut count = 0;
+            let waited = self.poller.wait(patience, |event| {
+                if let Some(slot) = ready.get_mut(count) {
+                    *slot = Some(event);
+                    count += 1;
+                }
+            });
+            if let Err(errno) = waited {
+                if errno != Errno::INTR {
+                    log!(Error, "epoll_wait: {errno}");
+                }
+                continue;
+            }
+            // Revocation first: a thread of the application is held until it is done.
+            let watched = |event: &Ready| event.token & KIND == WATCHER;
+            for event in ready.iter().flatten().filter(|event| watched(event)) {
+                self.dispatch(event);
+            }
+            for event in ready.iter().flatten().filter(|event| !watched(event)) {
+                self.dispatch(event);
+            }
+            if let Some(ticket) = self.exporter.step(self.calls) {
+                self.release_fork(ticket);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, event: &Ready) {
+        let number = event.token as u32;
+        match event.token & KIND {
+            DOORBELL => {
+                self.calls.doorbell().clear();
+                while let Some((ticket, call)) = self.calls.take() {
+                    self.serve(ticket, call);
+                }
+            }
+            LISTENER => match socket::accept(&self.listener) {
+                Ok(Some(fd)) => self.exporter.connected(fd, &self.poller, CLIENT),
+                Ok(None) => {}
+                Err(errno) => log!(Error, "accept: {errno}"),
+            },
+            WATCHER => self.exporter.on_events(),
+            TRAP => self.importer.on_faults(&self.poller, HOST),
+            CLIENT => {
+                if event.writable {
+                    self.exporter.client_writable(number, &self.poller, CLIENT);
+                }
+                if event.readable || event.hung_up {
+                    self.exporter.client_readable(number);
+                }
+                self.exporter.catch_up_client(number, &self.poller, CLIENT);
+            }
+            HOST => {
+                if event.writable {
+                    self.importer
+                        .host_writable(number, self.calls, &self.poller, HOST);
+                }
+                if event.readable || event.hung_up {
+                    self.importer
+                        .host_readable(number, self.calls, &self.poller, HOST);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn serve(&mut self, ticket: Ticket, call: Call) {
+        let answer = match call {
+            Call::Offer { range, mode } => self.exporter.offer(range, mode),
+            Call::Withdraw { segment } => return self.exporter.withdraw(segment, ticket, self.calls),
+            Call::Open { .. } => {
+                return self.importer.open(call, ticket, self.calls, &self.poller, HOST);
+            }
+            Call::Check { grant } => {
+                self.importer.catch_up(grant, self.calls, &self.poller, HOST);
+                self.importer.check(grant).map(|()| Answer::Done)
+            }
+            Call::Close { grant } => {
+                self.importer.close(grant, &self.poller, HOST);
+                Ok(Answer::Done)
+            }
+            Call::Map { grant, remote, place } => {
+                self.importer.catch_up(grant, self.calls, &self.poller, HOST);
+                let own = self.importer.is_own(grant, self.endpoint);
+                let mapped = self.importer.map(grant, remote, place);
+                if let Ok(range) = mapped {
+                    if own {
+                        self.exporter.note_own_window(range, true);
+                    }
+                }
+                mapped.map(|range| Answer::Mapped(range.start()))
+            }
+            Call::Unmap { base } => {
+                let unmapped = self.importer.unmap(base);
+                if let Ok(range) = unmapped {
+                    self.exporter.note_own_window(range, false);
+                }
+                unmapped.map(|_| Answer::Done)
+            }
+            Call::ForkBegin => {
+                if let Some(ticket) = self.exporter.fork_begins(ticket) {
+                    self.release_fork(ticket);
+                }
+                return;
+            }
+            Call::ForkEnd => {
+                if let Some((addr, len)) = self.fork.take() {
+                    // SAFETY: made for the child of this fork, which has its own by now.
+                    let _ = unsafe { memory::unmap(addr, len) };
+                }
+                self.exporter.fork_ends();
+                Ok(Answer::Done)
+            }
+        };
+        self.calls.answer(ticket, answer);
+    }
+
+    /// The memory is private again: the caller may fork, and its child learns which descriptors to close.
+    fn release_fork(&mut self, ticket: Ticket) {
+        let answer = self.list_descriptors().map_err(failed("mmap"));
+        self.calls.answer(ticket, answer);
+    }
+
+    fn list_descriptors(&mut self) -> crate::sys::SysResult<Answer> {
+        let mut numbers: OwnVec<i32> = OwnVec::new();
+        let mut result = Ok(());
+        let mut note = |fd| {
+            if result.is_ok() {
+                result = numbers.push(fd);
+            }
+        };
+        note(self.listener.as_raw_fd());
+        note(self.poller.as_fd().as_raw_fd());
+        note(self.calls.doorbell().as_fd().as_raw_fd());
+        self.exporter.each_descriptor(&mut note);
+        self.importer.each_descriptor(&mut note);
+        result?;
+        // Private memory: a child inherits that. Nothing is adopted while a fork is under way.
+        let len = (numbers.len() * size_of::<i32>()).next_multiple_of(PAGE);
+        let addr = memory::map_anonymous(len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::empty())?;
+        let to: *mut i32 = core::ptr::with_exposed_provenance_mut(addr);
+        // SAFETY: fresh memory with room for the numbers.
+        unsafe { core::ptr::copy_nonoverlapping(numbers.as_ptr(), to, numbers.len()) };
+        self.fork = Some((addr, len));
+        Ok(Answer::Descriptors {
+            addr,
+            count: numbers.len(),
+        })
+    }
+}
+
+/// Closes what a forked child has inherited of the service.
+pub(crate) fn close_inherited(addr: usize, count: usize) {
+    let from: *const i32 = core::ptr::with_exposed_provenance(addr);
+    for index in 0..count {
+        // SAFETY: the parent's service thread wrote `count` numbers there before the fork, of descriptors that
+        // nothing in the child refers to.
+        unsafe {
+            let fd = from.add(index).read();
+            drop(<OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd));
+        }
+    }
+    // SAFETY: the list has been read.
+    let _ = unsafe { memory::unmap(addr, (count * size_of::<i32>()).next_multiple_of(PAGE)) };
+}
+
+/// Connects to an endpoint.
+///
+/// # Errors
+/// [`Error::NoSuchId`] if nobody has it.
+pub(crate) fn connect(endpoint: Endpoint) -> Result<OwnedFd> {
+    socket::connect(&endpoint.name()).map_err(|errno| match errno {
+        Errno::CONNREFUSED | Errno::NOENT | Errno::CONNRESET => Error::NoSuchId,
+        Errno::ACCESS | Errno::PERM => Error::Denied,
+        errno => failed("connect")(errno),
+    })
+}

@@ -1,0 +1,71 @@
+//! Engines: implementations of the remote-mapping interface.
+//!
+//! The interface is: offer a range of this process to others; open an offered range of another process under its rules; map parts of it,
+//! such that the mapping shows what is at those addresses there, now and as it changes. What an engine does to keep the
+//! mapping true is its own business.
+
+pub(crate) mod clone;
+
+use crate::error::Result;
+use crate::id::{Endpoint, Id};
+use crate::range::Range;
+
+/// What a permit allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Loads only.
+    ReadOnly,
+    /// Loads, stores and atomics.
+    ReadWrite,
+}
+
+/// An opened range of another process, or of this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Opened {
+    /// The engine's name for it.
+    pub(crate) grant: u32,
+    /// The exporter's addresses.
+    pub(crate) range: Range,
+}
+
+/// The remote-mapping interface.
+pub(crate) trait Engine: Send + Sync {
+    /// Names this process, as the ids of its segments do.
+    fn endpoint(&self) -> Endpoint;
+
+    /// Offers a range; returns the counter of its id.
+    fn offer(&self, range: Range, mode: u32) -> Result<u32>;
+
+    /// Ends an offer: mappings of it show nothing when this returns.
+    fn withdraw(&self, counter: u32) -> Result<()>;
+
+    /// Opens an offered range.
+    fn open(&self, segment: Id, access: Access) -> Result<Opened>;
+
+    /// Whether an opened range can still be mapped.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchId`](crate::Error::NoSuchId) if the offer has ended or the exporter is gone.
+    fn check(&self, grant: u32) -> Result<()>;
+
+    /// Closes an opened range, whose mappings are gone.
+    fn close(&self, grant: u32);
+
+    /// Maps part of an opened range: where the engine likes, or over `place`.
+    fn map(&self, grant: u32, remote: Range, place: Option<usize>) -> Result<usize>;
+
+    /// Removes a mapping.
+    fn unmap(&self, base: usize) -> Result<()>;
+
+    /// Whether a process with this endpoint lives.
+    fn is_alive(&self, endpoint: Endpoint) -> bool;
+
+    /// Makes the next `fork` give the child a copy of this process's memory.
+    fn before_fork(&self);
+
+    /// The fork is over, in the parent.
+    fn after_fork_in_parent(&self);
+
+    /// The fork is over, in the child: gives up what belongs to the parent.
+    fn after_fork_in_child(&self);
+}

@@ -1,0 +1,106 @@
+//! Memory of the library's own, which is never exported and never adopted.
+//!
+//! The service thread must make progress while any thread of the application sleeps in a fault or holds any lock,
+//! the lock of `malloc` among them, so everything that it keeps is here: shared mappings of one memfd, which
+//! `/proc/self/maps` tells apart from the application's memory. A forked child does not inherit them.
+
+mod table;
+mod vec;
+
+pub(crate) use table::{RangeTable, Span};
+pub(crate) use vec::OwnVec;
+
+use crate::sys::maps::FileId;
+use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
+use crate::sys::{Errno, SysResult};
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
+
+/// The memfd behind all of it; -1 before the first use in a process.
+static FILE: AtomicI32 = AtomicI32::new(-1);
+/// Bytes of the sparse file; offsets are not used twice.
+const SIZE: u64 = 1 << 46;
+/// Offset of a byte that may be written and that nobody reads.
+pub(crate) const SCRATCH: u64 = SIZE - PAGE as u64;
+static NEXT_OFFSET: AtomicU64 = AtomicU64::new(0);
+
+fn file() -> SysResult<BorrowedFd<'static>> {
+    let fd = FILE.load(Ordering::Acquire);
+    let fd: RawFd = if fd >= 0 {
+        fd
+    } else {
+        let new_fd = rustix::fs::memfd_create(c"rmap-own", rustix::fs::MemfdFlags::CLOEXEC)?;
+        // Never grown again: two threads that did so at once could shrink it.
+        rustix::fs::ftruncate(&new_fd, SIZE)?;
+        let new = new_fd.into_raw_fd();
+        // The caller holds the lock of the process context, so nobody else is here.
+        FILE.store(new, Ordering::Release);
+        NEXT_OFFSET.store(0, Ordering::Relaxed);
+        new
+    };
+    // SAFETY: the descriptor stays open for the life of the process.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// The file that marks own memory in the maps.
+pub(crate) fn file_id() -> SysResult<FileId> {
+    FileId::of(file()?)
+}
+
+/// A piece of own memory: zeroed, page-aligned, unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct OwnMemory {
+    addr: usize,
+    len: usize,
+    offset: u64,
+}
+
+impl OwnMemory {
+    /// Maps at least `len` bytes. Pages take memory only once touched.
+    pub(crate) fn new(len: usize) -> SysResult<Self> {
+        let len = len.max(1).checked_next_multiple_of(PAGE).ok_or(Errno::NOMEM)?;
+        let file = file()?;
+        let offset = NEXT_OFFSET.fetch_add(len as u64, Ordering::Relaxed);
+        let addr = memory::map(
+            len,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+            file,
+            offset,
+        )?;
+        memory::advise(addr, len, libc::MADV_DONTFORK)?;
+        Ok(Self { addr, len, offset })
+    }
+
+    pub(crate) fn addr(&self) -> usize {
+        self.addr
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for OwnMemory {
+    fn drop(&mut self) {
+        // SAFETY: the owner of the piece is gone, so nobody uses it.
+        let _ = unsafe { memory::unmap(self.addr, self.len) };
+        if let Ok(file) = file() {
+            let _ = memory::punch(file, self.offset, self.len as u64);
+        }
+    }
+}
+
+/// Forgets everything in a forked child, which did not inherit the mappings.
+pub(crate) fn forget_after_fork() {
+    let fd = FILE.swap(-1, Ordering::AcqRel);
+    if fd >= 0 {
+        // SAFETY: the number was ours, and nobody in the child refers to it any more.
+        drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
+    }
+}
+
+/// A file that may be written at [`SCRATCH`].
+pub(crate) fn scratch() -> SysResult<BorrowedFd<'static>> {
+    file()
+}

@@ -1,0 +1,132 @@
+//! epoll and eventfd.
+
+use super::{SysResult, raw};
+use core::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// An epoll instance whose entries carry a 64-bit token.
+#[derive(Debug)]
+pub(crate) struct Poller(OwnedFd);
+
+/// One ready descriptor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    pub(crate) token: u64,
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+    pub(crate) hung_up: bool,
+}
+
+impl Poller {
+    pub(crate) fn new() -> SysResult<Self> {
+        Ok(Self(rustix::event::epoll::create(
+            rustix::event::epoll::CreateFlags::CLOEXEC,
+        )?))
+    }
+
+    fn control(&self, op: i32, fd: i32, token: u64, writable: bool) -> SysResult<()> {
+        let events = libc::EPOLLIN | libc::EPOLLRDHUP | if writable { libc::EPOLLOUT } else { 0 };
+        let event = libc::epoll_event {
+            events: events as u32,
+            u64: token,
+        };
+        let args = [
+            self.0.as_raw_fd() as usize,
+            op as usize,
+            fd as usize,
+            core::ptr::from_ref(&event).expose_provenance(),
+            0,
+            0,
+        ];
+        // SAFETY: the event lives through the call.
+        unsafe { raw::syscall(libc::SYS_epoll_ctl, args) }.map(drop)
+    }
+
+    /// Watches `fd` for input.
+    pub(crate) fn add(&self, fd: impl AsFd, token: u64) -> SysResult<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd.as_fd().as_raw_fd(), token, false)
+    }
+
+    /// Watches `fd` for input and, if `writable`, for room to write.
+    pub(crate) fn change(&self, fd: impl AsFd, token: u64, writable: bool) -> SysResult<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd.as_fd().as_raw_fd(), token, writable)
+    }
+
+    /// Sleeps until something is ready, at most for `limit`; calls `each` for every ready descriptor.
+    pub(crate) fn wait(&self, limit: Option<Duration>, mut each: impl FnMut(Ready)) -> SysResult<()> {
+        const BATCH: usize = 32;
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
+        let timeout = limit.map_or(-1, |d| d.as_millis().min(i32::MAX as u128) as isize + 1);
+        let args = [
+            self.0.as_raw_fd() as usize,
+            events.as_mut_ptr().expose_provenance(),
+            BATCH,
+            timeout as usize,
+            0,
+            8,
+        ];
+        // SAFETY: the array has room for BATCH events.
+        let count = unsafe { raw::syscall(libc::SYS_epoll_pwait, args) }?;
+        for event in &events[..count.min(BATCH)] {
+            let bits = event.events as i32;
+            each(Ready {
+                token: event.u64,
+                readable: bits & libc::EPOLLIN != 0,
+                writable: bits & libc::EPOLLOUT != 0,
+                hung_up: bits & (libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) != 0,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A counter that wakes a [`Poller`].
+#[derive(Debug)]
+pub(crate) struct Doorbell(OwnedFd);
+
+impl Doorbell {
+    pub(crate) fn new() -> SysResult<Self> {
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        Ok(Self(rustix::event::eventfd(0, flags)?))
+    }
+
+    pub(crate) fn ring(&self) {
+        ring_raw(self.0.as_raw_fd());
+    }
+
+    pub(crate) fn clear(&self) {
+        let mut count = [0u8; 8];
+        let _ = rustix::io::read(&self.0, &mut count);
+    }
+}
+
+/// Rings the doorbell with descriptor number `fd`.
+pub(crate) fn ring_raw(fd: i32) {
+    let one = 1u64;
+    // SAFETY: eight bytes are read from the stack.
+    let _ = unsafe {
+        raw::syscall(
+            libc::SYS_write,
+            [
+                fd as usize,
+                core::ptr::from_ref(&one).expose_provenance(),
+                8,
+                0,
+                0,
+                0,
+            ],
+        )
+    };
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

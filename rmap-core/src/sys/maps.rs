@@ -1,0 +1,348 @@
+//! `/proc/self/maps`, read piece by piece on the stack, and its per-address query (`PROCMAP_QUERY`, Linux 6.11).
+
+use super::memory::ProtFlags;
+use super::{Errno, SysResult, procfs, raw};
+use core::ops::ControlFlow;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// A file as the kernel's maps name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) inode: u64,
+}
+
+impl FileId {
+    /// The identity of an open file.
+    pub(crate) fn of(fd: impl std::os::fd::AsFd) -> SysResult<Self> {
+        let stat = rustix::fs::fstat(fd)?;
+        Ok(Self {
+            major: rustix::fs::major(stat.st_dev),
+            minor: rustix::fs::minor(stat.st_dev),
+            inode: stat.st_ino,
+        })
+    }
+}
+
+/// One mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Vma {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) prot: ProtFlags,
+    pub(crate) shared: bool,
+    pub(crate) offset: u64,
+    /// `None` for anonymous memory.
+    pub(crate) file: Option<FileId>,
+}
+
+impl Vma {
+    /// The file offset that `addr` shows.
+    pub(crate) fn offset_of(&self, addr: usize) -> u64 {
+        self.offset
+            .wrapping_add(addr as u64)
+            .wrapping_sub(self.start as u64)
+    }
+}
+
+/// Room for the longest line: a path of `PATH_MAX` with every byte escaped does not fit, and is cut.
+const BUFFER: usize = 8192;
+
+/// Calls `each` for every mapping with its path, in order of address.
+pub(crate) fn each_vma(mut each: impl FnMut(&Vma, &[u8]) -> ControlFlow<()>) -> SysResult<()> {
+    let fd = procfs::open(c"/proc/self/maps")?;
+    let mut buffer = [0u8; BUFFER];
+    let mut filled = 0;
+    let mut skipping = false;
+    loop {
+        let count = match rustix::io::read(&fd, &mut buffer[filled..]) {
+            Ok(count) => count,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        filled += count;
+        let mut start = 0;
+        while let Some(len) = buffer[start..filled].iter().position(|b| *b == b'\n') {
+            let line = &buffer[start..start + len];
+            start += len + 1;
+            if core::mem::take(&mut skipping) {
+                continue;
+            }
+            if let Some((vma, path)) = parse(line) {
+                if each(&vma, path).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        buffer.copy_within(start..filled, 0);
+        filled -= start;
+        if filled == BUFFER {
+            if !core::mem::replace(&mut skipping, true) {
+                if let Some((vma, path)) = parse(&buffer) {
+                    if each(&vma, path).is_break() {
+                        return Ok(());
+                    }
+                }
+            }
+            filled = 0;
+        }
+    }
+}
+
+fn parse(line: &[u8]) -> Option<(Vma, &[u8])> {
+    let mut words = line.splitn(6, |b| *b == b' ');
+    let mut range = words.next()?.split(|b| *b == b'-');
+    let flags = words.next()?;
+    let offset = procfs::number(words.next()?, 16);
+    let mut device = words.next()?.split(|b| *b == b':');
+    let inode = procfs::number(words.next()?, 10);
+    let path = words.next().unwrap_or_default().trim_ascii_start();
+    let has = |letter: u8, flag| {
+        if flags.contains(&letter) {
+            flag
+        } else {
+            ProtFlags::empty()
+        }
+    };
+    let file = FileId {
+        major: procfs::number(device.next()?, 16) as u32,
+        minor: procfs::number(device.next()?, 16) as u32,
+        inode,
+    };
+    let vma = Vma {
+        start: procfs::number(range.next()?, 16) as usize,
+        end: procfs::number(range.next()?, 16) as usize,
+        prot: has(b'r', ProtFlags::READ) | has(b'w', ProtFlags::WRITE) | has(b'x', ProtFlags::EXEC),
+        shared: flags.last() == Some(&b's'),
+        offset,
+        // System V segments have inode numbers that start at 0.
+        file: (inode != 0 || path.starts_with(b"/")).then_some(file),
+    };
+    Some((vma, path))
+}
+
+/// Looks mappings up by address.
+#[derive(Debug)]
+pub(crate) struct MapsQuery {
+    fd: OwnedFd,
+    supported: AtomicBool,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryArgs {
+    size: u64,
+    flags: u64,
+    addr: u64,
+    vma_start: u64,
+    vma_end: u64,
+    vma_flags: u64,
+    vma_page_size: u64,
+    vma_offset: u64,
+    inode: u64,
+    major: u32,
+    minor: u32,
+    name_size: u32,
+    build_id_size: u32,
+    name_addr: u64,
+    build_id_addr: u64,
+}
+
+const QUERY: usize = 0xc068_6611;
+const COVERING_OR_NEXT: u64 = 0x10;
+
+impl MapsQuery {
+    pub(crate) fn new() -> SysResult<Self> {
+        Ok(Self {
+            fd: procfs::open(c"/proc/self/maps")?,
+            supported: AtomicBool::new(true),
+        })
+    }
+
+    pub(crate) fn descriptor(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    /// The mapping that covers `addr`, else the next one above it.
+    pub(crate) fn at_or_after(&self, addr: usize) -> Option<Vma> {
+        if self.supported.load(Ordering::Relaxed) {
+            match self.query(addr) {
+                Ok(vma) => return Some(vma),
+                Err(Errno::NOENT) => return None,
+                Err(_) => self.supported.store(false, Ordering::Relaxed),
+            }
+        }
+        let mut found = None;
+        let _ = each_vma(|vma, _| {
+            if vma.end > addr {
+                found = Some(*vma);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        found
+    }
+
+    /// The mapping that covers `addr`.
+    pub(crate) fn at(&self, addr: usize) -> Option<Vma> {
+        self.at_or_after(addr).filter(|vma| vma.start <= addr)
+    }
+
+    fn query(&self, addr: usize) -> SysResult<Vma> {
+        let mut args = QueryArgs {
+            size: size_of::<QueryArgs>() as u64,
+            flags: COVERING_OR_NEXT,
+            addr: addr as u64,
+            ..QueryArgs::default()
+        };
+        let pointer = core::ptr::from_mut(&mut args).expose_provenance();
+        // SAFETY: PROCMAP_QUERY fills the struct, whose size it is told; name and build id are not asked for.
+        unsafe {
+            raw::syscall(
+                libc::SYS_ioctl,
+                [self.fd.as_raw_fd() as usize, QUERY, pointer, 0, 0, 0],
+            )
+        }?;
+        let has = |bit, flag| {
+            if args.vma_flags & bit != 0 {
+                flag
+            } else {
+                ProtFlags::empty()
+            }
+        };
+        let file = FileId {
+            major: args.major,
+            minor: args.minor,
+            inode: args.inode,
+        };
+        Ok(Vma {
+            start: args.vma_start as usize,
+            end: args.vma_end as usize,
+            prot: has(1, ProtFlags::READ) | has(2, ProtFlags::WRITE) | has(4, ProtFlags::EXEC),
+            shared: args.vma_flags & 8 != 0,
+            offset: args.vma_offset,
+            file: (args.inode != 0 || args.major != 0 || args.minor != 0).then_some(file),
+        })
+    }
+}
+
+/// Attributes of a mapping that a new mapping in its place must get again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    pub(crate) dont_fork: bool,
+    pub(crate) dont_dump: bool,
+    pub(crate) huge_pages: bool,
+    pub(crate) no_huge_pages: bool,
+    pub(crate) locked: bool,
+    pub(crate) grows_down: bool,
+    /// Device or page-frame mapping: must not be touched.
+    pub(crate) device: bool,
+    pub(crate) protection_key: u32,
+}
+
+/// The attributes of the mapping that covers `addr`, from `smaps`.
+pub(crate) fn attributes(addr: usize) -> SysResult<Attributes> {
+    let fd = procfs::open(c"/proc/self/smaps")?;
+    let mut buffer = [0u8; BUFFER];
+    let mut filled = 0;
+    let mut inside = false;
+    let mut found = Attributes::default();
+    loop {
+        let count = match rustix::io::read(&fd, &mut buffer[filled..]) {
+            Ok(0) => return Ok(found),
+            Ok(count) => count,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        filled += count;
+        let mut start = 0;
+        while let Some(len) = buffer[start..filled].iter().position(|b| *b == b'\n') {
+            let line = &buffer[start..start + len];
+            start += len + 1;
+            if line
+                .first()
+                .is_some_and(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
+            {
+                if inside {
+                    return Ok(found);
+                }
+                inside = parse(line).is_some_and(|(vma, _)| (vma.start..vma.end).contains(&addr));
+            } else if inside {
+                attribute_line(line, &mut found);
+            }
+        }
+        buffer.copy_within(start..filled, 0);
+        filled -= start;
+        if filled == BUFFER {
+            filled = 0;
+        }
+    }
+}
+
+fn attribute_line(line: &[u8], found: &mut Attributes) {
+    if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+        for flag in flags.split(|b| *b == b' ') {
+            match flag {
+                b"dc" => found.dont_fork = true,
+                b"dd" => found.dont_dump = true,
+                b"hg" => found.huge_pages = true,
+                b"nh" => found.no_huge_pages = true,
+                b"lo" => found.locked = true,
+                b"gd" => found.grows_down = true,
+                b"io" | b"pf" | b"mm" => found.device = true,
+                _ => {}
+            }
+        }
+    } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
+        found.protection_key = procfs::number(key.trim_ascii_start(), 10) as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_maps_is_understood() {
+        let (vma, path) = parse(b"7f00-8f00 rw-s 00002000 00:01 1234    /memfd:x (deleted)").unwrap();
+        assert_eq!((vma.start, vma.end, vma.offset), (0x7f00, 0x8f00, 0x2000));
+        assert!(vma.shared);
+        assert_eq!(vma.prot, ProtFlags::READ | ProtFlags::WRITE);
+        assert_eq!(
+            vma.file,
+            Some(FileId {
+                major: 0,
+                minor: 1,
+                inode: 1234
+            })
+        );
+        assert_eq!(path, b"/memfd:x (deleted)");
+        assert_eq!(parse(b"7f00-8f00 ---p 00000000 00:00 0").unwrap().0.file, None);
+    }
+
+    #[test]
+    fn the_query_agrees_with_the_text() {
+        let query = MapsQuery::new().unwrap();
+        let here = core::ptr::from_ref(&query).addr();
+        let mut text = None;
+        each_vma(|vma, _| {
+            if (vma.start..vma.end).contains(&here) {
+                text = Some(*vma);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        let queried = query.at(here).unwrap();
+        let text = text.unwrap();
+        // The stack may have grown in between.
+        assert_eq!(
+            (queried.end, queried.prot, queried.shared),
+            (text.end, text.prot, text.shared)
+        );
+    }
+}

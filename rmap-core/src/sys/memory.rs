@@ -1,0 +1,208 @@
+//! Mapping calls on raw addresses. Whether an address may be touched is the caller's business.
+
+use super::{Errno, SysResult, raw};
+use core::ffi::c_void;
+use core::ptr;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::mm;
+
+pub(crate) use rustix::mm::{MapFlags, ProtFlags};
+
+/// Bytes in a page. x86-64 has one base page size.
+pub(crate) const PAGE: usize = 4096;
+
+/// Bytes in a huge page.
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
+
+fn pointer(addr: usize) -> *mut c_void {
+    ptr::with_exposed_provenance_mut(addr)
+}
+
+/// Maps `fd` at `offset` somewhere the kernel chooses.
+pub(crate) fn map(
+    len: usize,
+    prot: ProtFlags,
+    flags: MapFlags,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+) -> SysResult<usize> {
+    // SAFETY: without MAP_FIXED a new mapping overlaps nothing that exists.
+    let at = unsafe { mm::mmap(ptr::null_mut(), len, prot, flags - MapFlags::FIXED, fd, offset) }?;
+    Ok(at.expose_provenance())
+}
+
+/// Maps anonymous private memory somewhere the kernel chooses.
+pub(crate) fn map_anonymous(len: usize, prot: ProtFlags, flags: MapFlags) -> SysResult<usize> {
+    // SAFETY: without MAP_FIXED a new mapping overlaps nothing that exists.
+    let at = unsafe {
+        mm::mmap_anonymous(
+            ptr::null_mut(),
+            len,
+            prot,
+            (flags | MapFlags::PRIVATE) - MapFlags::FIXED,
+        )
+    }?;
+    Ok(at.expose_provenance())
+}
+
+/// Maps `fd` over `addr`, replacing what is there.
+///
+/// # Safety
+/// Nobody may rely on what `[addr, addr + len)` maps now, or the new mapping must show the same bytes.
+pub(crate) unsafe fn map_over(
+    addr: usize,
+    len: usize,
+    prot: ProtFlags,
+    flags: MapFlags,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+) -> SysResult<()> {
+    // SAFETY: the caller's promise.
+    unsafe { mm::mmap(pointer(addr), len, prot, flags | MapFlags::FIXED, fd, offset) }?;
+    Ok(())
+}
+
+/// Removes the mappings in `[addr, addr + len)`.
+///
+/// # Safety
+/// Nobody may use that memory afterwards.
+pub(crate) unsafe fn unmap(addr: usize, len: usize) -> SysResult<()> {
+    // SAFETY: the caller's promise.
+    unsafe { mm::munmap(pointer(addr), len) }
+}
+
+/// Moves the mapping at `from` to `to`, replacing what is there, in one step.
+///
+/// # Safety
+/// Nobody may use `from` afterwards, nor rely on what `to` maps now.
+pub(crate) unsafe fn move_over(from: usize, len: usize, to: usize) -> SysResult<()> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        mm::mremap_fixed(pointer(from), len, len, mm::MremapFlags::MAYMOVE, pointer(to))?;
+    }
+    Ok(())
+}
+
+/// Changes the protection of a whole range.
+///
+/// # Safety
+/// Accesses to the range that the new protection refuses will fault.
+pub(crate) unsafe fn protect(addr: usize, len: usize, prot: ProtFlags) -> SysResult<()> {
+    // SAFETY: the caller's promise; the kernel refuses bits it does not know.
+    unsafe { raw::syscall(libc::SYS_mprotect, [addr, len, prot.bits() as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Gives the kernel advice that does not change contents.
+pub(crate) fn advise(addr: usize, len: usize, advice: libc::c_int) -> SysResult<()> {
+    debug_assert!(matches!(
+        advice,
+        libc::MADV_DONTFORK | libc::MADV_DONTDUMP | libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE
+    ));
+    // SAFETY: the advices above leave the bytes alone.
+    unsafe { raw::syscall(libc::SYS_madvise, [addr, len, advice as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Locks a range into memory, as it was locked before.
+pub(crate) fn lock(addr: usize, len: usize) -> SysResult<()> {
+    // SAFETY: mlock does not change contents.
+    unsafe { raw::syscall(libc::SYS_mlock, [addr, len, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Sets protection and protection key of a range.
+///
+/// # Safety
+/// As [`protect`].
+pub(crate) unsafe fn protect_with_key(addr: usize, len: usize, prot: ProtFlags, key: u32) -> SysResult<()> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        raw::syscall(
+            libc::SYS_pkey_mprotect,
+            [addr, len, prot.bits() as usize, key as usize, 0, 0],
+        )
+    }
+    .map(drop)
+}
+
+/// Creates a sparse file in memory of `size` bytes that nobody can grow or shrink, readable and writable only through its descriptors
+/// by other users.
+///
+/// # Errors
+/// `EFBIG` where `RLIMIT_FSIZE` is smaller than `size`.
+pub(crate) fn sealed_memfd(name: &core::ffi::CStr, size: u64) -> SysResult<OwnedFd> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
+    // The kernel would not only refuse but send SIGXFSZ.
+    if limit.current.is_some_and(|bytes| bytes < size) {
+        return Err(Errno::FBIG);
+    }
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&fd, size)?;
+    rustix::fs::fchmod(&fd, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(fd)
+}
+
+/// Frees the pages of `[offset, offset + len)`: every mapping of them, in any process, loses them before this returns.
+pub(crate) fn punch(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
+    rustix::fs::fallocate(
+        fd,
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        offset,
+        len,
+    )
+}
+
+/// Gives `[offset, offset + len)` zeroed pages where it has none.
+pub(crate) fn allocate(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
+    rustix::fs::fallocate(fd, FallocateFlags::KEEP_SIZE, offset, len)
+}
+
+/// Writes `len` bytes of this process's memory at `addr` to `fd` at `offset`; returns how many were written.
+///
+/// The kernel reads the memory: an address that is not readable gives `EFAULT`, not a signal.
+pub(crate) fn write_from(fd: impl AsFd, addr: usize, len: usize, offset: u64) -> SysResult<usize> {
+    use std::os::fd::AsRawFd;
+    let fd = fd.as_fd().as_raw_fd() as usize;
+    // SAFETY: pwrite64 only reads the range, and checks it.
+    unsafe { raw::syscall(libc::SYS_pwrite64, [fd, addr, len, offset as usize, 0, 0]) }
+}
+
+/// Reads `len` bytes of `fd` at `offset` to `addr`; returns how many were read.
+///
+/// # Safety
+/// Nobody else may use the target range meanwhile.
+pub(crate) unsafe fn read_to(fd: impl AsFd, addr: usize, len: usize, offset: u64) -> SysResult<usize> {
+    use std::os::fd::AsRawFd;
+    let fd = fd.as_fd().as_raw_fd() as usize;
+    // SAFETY: the caller's promise; the kernel checks the range.
+    unsafe { raw::syscall(libc::SYS_pread64, [fd, addr, len, offset as usize, 0, 0]) }
+}
+
+/// The highest address a user mapping may end at (`TASK_SIZE`).
+pub(crate) fn task_size() -> usize {
+    const FOUR_LEVELS: usize = (1 << 47) - PAGE;
+    const FIVE_LEVELS: usize = (1 << 56) - PAGE;
+    let probe = 1 << 50;
+    // SAFETY: FIXED_NOREPLACE never replaces a mapping.
+    let at = unsafe {
+        mm::mmap_anonymous(
+            pointer(probe),
+            PAGE,
+            ProtFlags::empty(),
+            MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE,
+        )
+    };
+    match at {
+        Ok(at) => {
+            // SAFETY: the page was just mapped and nobody knows it.
+            let _ = unsafe { mm::munmap(at, PAGE) };
+            if at.addr() == probe {
+                FIVE_LEVELS
+            } else {
+                FOUR_LEVELS
+            }
+        }
+        Err(Errno::EXIST) => FIVE_LEVELS,
+        Err(_) => FOUR_LEVELS,
+    }
+}

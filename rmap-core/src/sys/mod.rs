@@ -1,0 +1,23 @@
+//! Thin, safe wrappers over one system call each. No policy lives here.
+//!
+//! The service thread runs on these alone: none of them allocates, takes a lock, or touches `errno`.
+
+pub(crate) mod event;
+pub(crate) mod fd;
+pub(crate) mod futex;
+pub(crate) mod maps;
+pub(crate) mod memory;
+pub(crate) mod pagemap;
+pub(crate) mod procfs;
+pub(crate) mod ptrace;
+pub(crate) mod raw;
+pub(crate) mod signal;
+pub(crate) mod socket;
+pub(crate) mod sysv;
+pub(crate) mod thread;
+pub(crate) mod uffd;
+
+pub(crate) use rustix::io::Errno;
+
+/// Result of a system call.
+pub(crate) type SysResult<T> = core::result::Result<T, Errno>;

@@ -1,0 +1,170 @@
+//! Small reads of `/proc/self`, without allocation.
+
+use super::{Errno, SysResult};
+use core::ffi::CStr;
+use core::fmt::Write;
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// A NUL-terminated path built on the stack.
+pub(crate) struct PathBuffer {
+    bytes: [u8; 96],
+    len: usize,
+}
+
+impl PathBuffer {
+    pub(crate) fn format(args: core::fmt::Arguments<'_>) -> Self {
+        let mut path = Self {
+            bytes: [0; 96],
+            len: 0,
+        };
+        let _ = path.write_fmt(args);
+        path
+    }
+
+    pub(crate) fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
+    }
+}
+
+impl Write for PathBuffer {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        // The last byte stays NUL.
+        let room = self.bytes.len() - 1 - self.len;
+        if text.len() > room {
+            return Err(core::fmt::Error);
+        }
+        self.bytes[self.len..self.len + text.len()].copy_from_slice(text.as_bytes());
+        self.len += text.len();
+        Ok(())
+    }
+}
+
+/// Opens `path` for reading.
+pub(crate) fn open(path: &CStr) -> SysResult<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Reads the start of the file at `path`; returns the bytes read.
+pub(crate) fn read_small<'a>(path: &CStr, buffer: &'a mut [u8]) -> SysResult<&'a [u8]> {
+    let fd = open(path)?;
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match rustix::io::read(&fd, &mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(&buffer[..filled])
+}
+
+/// The number after `key` in text of the form `key: value`, in base `radix`.
+pub(crate) fn field(text: &[u8], key: &[u8], radix: u64) -> Option<u64> {
+    let at = text
+        .split(|b| *b == b'\n')
+        .find_map(|line| line.strip_prefix(key))?;
+    let start = at.iter().position(u8::is_ascii_hexdigit)?;
+    Some(number(&at[start..], radix))
+}
+
+/// The number that `text` starts with.
+pub(crate) fn number(text: &[u8], radix: u64) -> u64 {
+    text.iter()
+        .map_while(|b| (*b as char).to_digit(radix as u32))
+        .fold(0, |sum: u64, digit| {
+            sum.wrapping_mul(radix).wrapping_add(u64::from(digit))
+        })
+}
+
+/// Calls `each` with the number that names each entry of an open directory; other entries are passed over.
+pub(crate) fn each_numbered_entry(dir: impl AsFd, mut each: impl FnMut(u32)) -> SysResult<()> {
+    rustix::fs::seek(&dir, rustix::fs::SeekFrom::Start(0))?;
+    let mut buffer = [core::mem::MaybeUninit::uninit(); 4096];
+    let mut entries = rustix::fs::RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name.first().is_some_and(u8::is_ascii_digit) {
+            each(number(name, 10) as u32);
+        }
+    }
+    Ok(())
+}
+
+/// Where a thread of this process sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blocked {
+    /// In this system call, with these arguments.
+    In { call: i64, args: [usize; 6] },
+    /// Outside any system call: in a page fault.
+    InFault,
+}
+
+/// Where thread `tid` of this process sleeps; `None` if it runs or is gone.
+pub(crate) fn blocked(tid: u32) -> Option<Blocked> {
+    let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/syscall"));
+    let mut buffer = [0; 256];
+    let text = read_small(path.as_c_str(), &mut buffer).ok()?;
+    let mut words = text.split(|b| *b == b' ' || *b == b'\n');
+    let call = words.next()?;
+    if call == b"-1" {
+        return Some(Blocked::InFault);
+    }
+    if !call.first()?.is_ascii_digit() {
+        return None;
+    }
+    let mut args = [0; 6];
+    for arg in &mut args {
+        *arg = number(words.next()?.strip_prefix(b"0x")?, 16) as usize;
+    }
+    Some(Blocked::In {
+        call: number(call, 10) as i64,
+        args,
+    })
+}
+
+/// Whether thread `tid` waits for a userfaultfd event to be read. `None` where the kernel does not tell.
+pub(crate) fn waits_for_event(tid: u32) -> Option<bool> {
+    let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/wchan"));
+    let mut buffer = [0; 96];
+    let text = read_small(path.as_c_str(), &mut buffer).ok()?;
+    // "0": running, or hidden.
+    if text == b"0" {
+        return None;
+    }
+    Some(text.starts_with(b"userfaultfd_event_wait"))
+}
+
+/// Whether thread `tid` would not see signal `number` now: it blocks or the process ignores it.
+pub(crate) fn signal_held_back(tid: u32, number: i32) -> bool {
+    let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/status"));
+    let mut buffer = [0; 4096];
+    let Ok(text) = read_small(path.as_c_str(), &mut buffer) else {
+        return true;
+    };
+    let bit = 1 << (number - 1);
+    [&b"SigBlk:"[..], b"SigIgn:"]
+        .iter()
+        .any(|key| field(text, key, 16).is_none_or(|mask| mask & bit != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_by_key_and_base() {
+        let text = b"Name:\tx\nVmPin:\t      12 kB\nSigBlk:\t0000000000000040\n";
+        assert_eq!(field(text, b"VmPin:", 10), Some(12));
+        assert_eq!(field(text, b"SigBlk:", 16), Some(0x40));
+        assert_eq!(field(text, b"VmLck:", 10), None);
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_ends_early() {
+        let path = PathBuffer::format(format_args!("/proc/{}", "x".repeat(200)));
+        assert_eq!(path.as_c_str(), c"/proc/");
+    }
+}

@@ -1,0 +1,129 @@
+//! A thread, and a process that shares memory, both on stacks of the library's own.
+
+use super::{Errno, SysResult, raw};
+use core::ffi::c_void;
+
+/// Starts a detached thread on `stack`, with every signal blocked and on any core the process may use.
+///
+/// # Safety
+/// The stack must be mapped, unused, and stay so for as long as the process lives.
+pub(crate) unsafe fn spawn(
+    stack: usize,
+    len: usize,
+    entry: extern "C" fn(*mut c_void) -> *mut c_void,
+    argument: *mut c_void,
+) -> SysResult<()> {
+    // SAFETY: plain libc calls on local objects; the stack is the caller's promise. The mask of the calling
+    // thread is restored, the new thread inherits the full one.
+    let result = unsafe {
+        let mut attributes: libc::pthread_attr_t = core::mem::zeroed();
+        let mut thread: libc::pthread_t = 0;
+        let mut all: libc::sigset_t = core::mem::zeroed();
+        let mut before: libc::sigset_t = core::mem::zeroed();
+        libc::pthread_attr_init(&mut attributes);
+        libc::pthread_attr_setdetachstate(&mut attributes, libc::PTHREAD_CREATE_DETACHED);
+        libc::pthread_attr_setstack(
+            &mut attributes,
+            core::ptr::with_exposed_provenance_mut(stack),
+            len,
+        );
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let result = libc::pthread_create(&mut thread, &attributes, entry, argument);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, core::ptr::null_mut());
+        libc::pthread_attr_destroy(&mut attributes);
+        result
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_raw_os_error(result))
+    }
+}
+
+/// Lets the calling thread run on every core that its process leader may use: MPI binds the thread that started
+/// us to one core, which is then busy.
+pub(crate) fn widen_affinity() {
+    const BYTES: usize = 1024;
+    let mut mask = [0u64; BYTES / 8];
+    let pointer = mask.as_mut_ptr().expose_provenance();
+    // All cores; the kernel keeps those that the cpuset allows.
+    mask.fill(u64::MAX);
+    // SAFETY: reads the mask.
+    let _ = unsafe { raw::syscall(libc::SYS_sched_setaffinity, [0, BYTES, pointer, 0, 0, 0]) };
+}
+
+/// A child process that shares this process's memory and descriptors, invisible to `wait` calls of the
+/// application.
+#[derive(Debug)]
+pub(crate) struct Sibling {
+    pid: u32,
+}
+
+impl Sibling {
+    /// Starts `entry` on the stack that ends at `stack_top`.
+    ///
+    /// # Safety
+    /// The stack must be mapped, unused and stay so until the sibling is reaped. `entry` must make raw system
+    /// calls only: it has no thread-local storage of its own.
+    pub(crate) unsafe fn spawn(
+        stack_top: usize,
+        entry: extern "C" fn(*mut c_void) -> i32,
+        argument: *mut c_void,
+    ) -> SysResult<Self> {
+        // No exit signal: neither SIGCHLD nor an unexpected child in the application's wait().
+        let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS;
+        let stack = core::ptr::with_exposed_provenance_mut(stack_top & !15);
+        // SAFETY: the caller's promise.
+        let pid = unsafe { libc::clone(entry, stack, flags, argument) };
+        if pid < 0 {
+            return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN));
+        }
+        Ok(Self { pid: pid as u32 })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn wait(&self, options: i32) -> SysResult<bool> {
+        loop {
+            let args = [self.pid as usize, 0, (libc::__WCLONE | options) as usize, 0, 0, 0];
+            // SAFETY: no status is written.
+            match unsafe { raw::syscall(libc::SYS_wait4, args) } {
+                Ok(pid) => return Ok(pid != 0),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        matches!(self.wait(libc::WNOHANG), Ok(false))
+    }
+
+    /// Waits for its end.
+    pub(crate) fn reap(self) {
+        let _ = self.wait(0);
+    }
+}
+
+/// Has the kernel kill the calling process when the thread that started it ends.
+pub(crate) fn die_with_parent() {
+    let args = [
+        libc::PR_SET_PDEATHSIG as usize,
+        libc::SIGKILL as usize,
+        0,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: sets an attribute of the calling process.
+    let _ = unsafe { raw::syscall(libc::SYS_prctl, args) };
+}
+
+/// The thread id of the caller.
+pub(crate) fn id() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get() as u32
+}

@@ -1,0 +1,210 @@
+//! userfaultfd (`Documentation/admin-guide/mm/userfaultfd.rst`).
+
+use super::{Errno, SysResult, raw};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+const API: u64 = 0xaa;
+const USER_MODE_ONLY: usize = 1;
+
+const IOCTL_API: usize = 0xc018_aa3f;
+const IOCTL_REGISTER: usize = 0xc020_aa00;
+const IOCTL_UNREGISTER: usize = 0x8010_aa01;
+const IOCTL_WAKE: usize = 0x8010_aa02;
+
+const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+const FEATURE_EVENT_REMAP: u64 = 1 << 2;
+const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
+const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
+const FEATURE_THREAD_ID: u64 = 1 << 8;
+/// Linux 5.19.
+const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+/// Linux 6.7: any kind of mapping may be registered.
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+
+const MODE_MISSING: u64 = 1;
+const MODE_WP: u64 = 2;
+
+/// What a userfaultfd reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A thread touched a page that is not there, and sleeps.
+    Missing { addr: usize, thread: u32 },
+    /// `mremap` moved a range.
+    Moved,
+    /// `madvise` is about to drop the pages of a range.
+    Dropping { start: usize, end: usize },
+    /// A range was unmapped.
+    Unmapped,
+    /// Anything else.
+    Other,
+}
+
+/// A userfaultfd.
+#[derive(Debug)]
+pub(crate) struct Userfaultfd {
+    fd: OwnedFd,
+    any_mapping: bool,
+}
+
+#[repr(C)]
+struct ApiArgs {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct RangeArgs {
+    start: u64,
+    len: u64,
+}
+
+#[repr(C)]
+struct RegisterArgs {
+    range: RangeArgs,
+    mode: u64,
+    ioctls: u64,
+}
+
+fn open(features: u64) -> SysResult<OwnedFd> {
+    let flags = libc::O_CLOEXEC as usize | libc::O_NONBLOCK as usize | USER_MODE_ONLY;
+    // SAFETY: creates a descriptor.
+    let fd = unsafe { raw::syscall(libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0]) }?;
+    // SAFETY: the kernel just made this descriptor for us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut args = ApiArgs {
+        api: API,
+        features,
+        ioctls: 0,
+    };
+    ioctl(&fd, IOCTL_API, &mut args)?;
+    Ok(fd)
+}
+
+fn ioctl<T>(fd: &OwnedFd, request: usize, args: &mut T) -> SysResult<()> {
+    let args = core::ptr::from_mut(args).expose_provenance();
+    // SAFETY: each request of this module is called with its own argument struct.
+    unsafe { raw::syscall(libc::SYS_ioctl, [fd.as_raw_fd() as usize, request, args, 0, 0, 0]) }.map(drop)
+}
+
+impl Userfaultfd {
+    /// Reports user-mode accesses to missing pages of shared memory.
+    ///
+    /// Linux 5.11 (`UFFD_USER_MODE_ONLY`); needs no privilege.
+    pub(crate) fn for_missing_pages() -> SysResult<Self> {
+        let fd = open(FEATURE_MISSING_SHMEM | FEATURE_THREAD_ID)?;
+        Ok(Self {
+            fd,
+            any_mapping: false,
+        })
+    }
+
+    /// Reports unmapping, moving and dropping of memory, and holds the caller until the report is read.
+    ///
+    /// Linux 5.19 for shared memory, 6.7 for any mapping; needs no privilege.
+    pub(crate) fn for_events() -> SysResult<Self> {
+        let events = FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP;
+        let shmem = events | FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_HUGETLBFS_SHMEM;
+        match open(shmem | FEATURE_WP_ASYNC) {
+            Ok(fd) => Ok(Self {
+                fd,
+                any_mapping: true,
+            }),
+            Err(Errno::INVAL) => Ok(Self {
+                fd: open(shmem)?,
+                any_mapping: false,
+            }),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Whether mappings that are not shared memory can be registered for events.
+    pub(crate) fn watches_any_mapping(&self) -> bool {
+        self.any_mapping
+    }
+
+    fn register(&self, start: usize, len: usize, mode: u64) -> SysResult<()> {
+        let range = RangeArgs {
+            start: start as u64,
+            len: len as u64,
+        };
+        ioctl(
+            &self.fd,
+            IOCTL_REGISTER,
+            &mut RegisterArgs {
+                range,
+                mode,
+                ioctls: 0,
+            },
+        )
+    }
+
+    /// Traps missing pages of a range.
+    pub(crate) fn trap(&self, start: usize, len: usize) -> SysResult<()> {
+        self.register(start, len, MODE_MISSING)
+    }
+
+    /// Reports events of a range. Nothing is write-protected, so no access traps.
+    pub(crate) fn watch(&self, start: usize, len: usize) -> SysResult<()> {
+        self.register(start, len, MODE_WP)
+    }
+
+    /// Ends trap or watch of a range.
+    pub(crate) fn forget(&self, start: usize, len: usize) -> SysResult<()> {
+        ioctl(
+            &self.fd,
+            IOCTL_UNREGISTER,
+            &mut RangeArgs {
+                start: start as u64,
+                len: len as u64,
+            },
+        )
+    }
+
+    /// Lets the threads go on that sleep on a page of the range.
+    pub(crate) fn wake(&self, start: usize, len: usize) -> SysResult<()> {
+        ioctl(
+            &self.fd,
+            IOCTL_WAKE,
+            &mut RangeArgs {
+                start: start as u64,
+                len: len as u64,
+            },
+        )
+    }
+
+    /// Takes the oldest report, if there is one. A thread held by an event goes on now.
+    pub(crate) fn read(&self) -> SysResult<Option<Event>> {
+        let mut message = [0u8; 32];
+        match rustix::io::read(&self.fd, &mut message) {
+            Ok(32) => {}
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(errno) => return Err(errno),
+        }
+        let word = |at: usize| {
+            let mut bytes = [0u8; 8];
+            bytes.copy_from_slice(&message[at..at + 8]);
+            u64::from_ne_bytes(bytes) as usize
+        };
+        Ok(Some(match message[0] {
+            0x12 => Event::Missing {
+                addr: word(16),
+                thread: word(24) as u32,
+            },
+            0x14 => Event::Moved,
+            0x15 => Event::Dropping {
+                start: word(8),
+                end: word(16),
+            },
+            0x16 => Event::Unmapped,
+            _ => Event::Other,
+        }))
+    }
+}
+
+impl AsFd for Userfaultfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

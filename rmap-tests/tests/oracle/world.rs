@@ -1,0 +1,435 @@
+//! The processes that a program runs in.
+
+use crate::{
+    model::{Expected, FILE_PAGES, Model, private_stamp},
+    program::{Access, Kind, Op, PAGES, Span},
+};
+use rmap_tests::{Actor, PAGE, Stage, maps, pattern::Seen};
+use std::ops::Range;
+
+const ARENA: usize = 0x2000_0000_0000;
+/// Pages behind the arena that a thread of the exporter counts in all the time.
+const COUNTED: usize = 4;
+/// Pages of the heap at most.
+const HEAP: usize = 8;
+
+struct View {
+    importer: usize,
+    here: usize,
+    pages: Range<usize>,
+}
+
+pub(crate) struct World {
+    exporter: Actor,
+    importers: Vec<Actor>,
+    permits: Vec<i64>,
+    views: Vec<View>,
+    /// The heap, through an attachment of the first importer.
+    heap_view: usize,
+    heap_start: usize,
+    children: Vec<(Actor, Model)>,
+    model: Model,
+    files: [i32; 2],
+    counter: usize,
+    scanner: usize,
+    worker: usize,
+    stamp: u64,
+    steps: usize,
+    _stage: Stage,
+}
+
+fn at(page: usize) -> usize {
+    ARENA + page * PAGE
+}
+
+fn cut(span: Span) -> Range<usize> {
+    span.first..(span.first + span.count).min(PAGES)
+}
+
+fn prot(access: Access) -> usize {
+    let prot = match access {
+        Access::None => libc::PROT_NONE,
+        Access::Read => libc::PROT_READ,
+        Access::Write => libc::PROT_READ | libc::PROT_WRITE,
+    };
+    prot.unsigned_abs() as usize
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let stage = Stage::new("random program", 300);
+        let mut exporter = stage.actor();
+        let mut importers = stage.actors(3);
+        let files = [
+            exporter.memfd(FILE_PAGES * PAGE),
+            exporter.memfd(FILE_PAGES * PAGE),
+        ];
+        let (rw, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let drawn = exporter.mmap(0, FILE_PAGES * PAGE, rw, shared, files[1], 0);
+        exporter.fill(drawn, FILE_PAGES, private_stamp(0));
+        exporter.munmap(drawn, FILE_PAGES * PAGE);
+        exporter.anon_at(at(PAGES), COUNTED * PAGE);
+        let counter = exporter.start(&format!("inc {:#x} {COUNTED} {PAGE} 9", at(PAGES)));
+        let segid = exporter.make_all();
+        let permits: Vec<i64> = importers.iter_mut().map(|importer| importer.get(segid)).collect();
+        let heap_start = exporter.number("sbrk 0").next_multiple_of(PAGE);
+        let heap_view = importers[0].attach(permits[0], heap_start, HEAP * PAGE);
+        // One importer looks at everything all the time, whatever state it is in.
+        let scanned = importers[2].attach(permits[2], at(0), (PAGES + COUNTED) * PAGE);
+        let scanner = importers[2].start(&format!("scan {scanned:#x} {} 1", PAGES + COUNTED));
+        let (views, children, model) = (Vec::new(), Vec::new(), Model::new());
+        let (worker, stamp, steps) = (0, 1, 0);
+        let mut world = Self {
+            exporter,
+            importers,
+            permits,
+            views,
+            heap_view,
+            heap_start,
+            children,
+            model,
+            files,
+            counter,
+            scanner,
+            worker,
+            stamp,
+            steps,
+            _stage: stage,
+        };
+        world.attach(0..PAGES);
+        world.attach(0..PAGES);
+        world
+    }
+
+    fn attach(&mut self, pages: Range<usize>) {
+        let importer = self.views.len() % 2;
+        let here =
+            self.importers[importer].attach(self.permits[importer], at(pages.start), pages.len() * PAGE);
+        self.views.push(View {
+            importer,
+            here,
+            pages,
+        });
+    }
+
+    /// A system call by the thread whose turn it is.
+    fn call(&mut self, number: i64, arguments: &[usize]) -> Result<usize, i32> {
+        if self.worker == 0 {
+            return self.exporter.sys(number, arguments);
+        }
+        let words: Vec<String> = arguments.iter().map(|word| format!("{word:#x}")).collect();
+        let command = format!("worker {} sys {number} {}", self.worker, words.join(" "));
+        match self.exporter.ask(&command) {
+            rmap_tests::Reply::Ok(value) => Ok(value.parse().expect("a number")),
+            rmap_tests::Reply::Errno(errno) => Err(errno),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn must(&mut self, number: i64, arguments: &[usize]) {
+        if let Err(errno) = self.call(number, arguments) {
+            panic!("system call {number} {arguments:x?}: errno {errno}");
+        }
+    }
+
+    fn next_stamp(&mut self) -> u64 {
+        self.stamp += 1;
+        self.stamp
+    }
+
+    pub(crate) fn step(&mut self, op: &Op) {
+        self.steps += 1;
+        match *op {
+            Op::Map {
+                span,
+                kind,
+                access,
+                index,
+            } => self.map(cut(span), kind, access, index),
+            Op::Unmap { span } => {
+                let range = cut(span);
+                self.must(libc::SYS_munmap, &[at(range.start), range.len() * PAGE]);
+                self.model.unmap(range);
+            }
+            Op::Protect { span, access } if self.model.whole(cut(span)) => {
+                let range = cut(span);
+                self.must(
+                    libc::SYS_mprotect,
+                    &[at(range.start), range.len() * PAGE, prot(access)],
+                );
+                self.model.protect(range, access);
+            }
+            Op::Forget { span } if self.model.whole(cut(span)) => {
+                let range = cut(span);
+                let advice = libc::MADV_DONTNEED as usize;
+                self.must(libc::SYS_madvise, &[at(range.start), range.len() * PAGE, advice]);
+                self.model.forget(range);
+            }
+            Op::Erase { span } => {
+                let range = cut(span);
+                let shared = |page: usize| {
+                    self.model.pages[page].is_some_and(|page| page.shared && page.access == Access::Write)
+                };
+                if range.clone().all(shared) {
+                    let advice = libc::MADV_REMOVE as usize;
+                    self.must(libc::SYS_madvise, &[at(range.start), range.len() * PAGE, advice]);
+                    self.model.erase(range);
+                }
+            }
+            Op::Move {
+                span,
+                to,
+                count,
+                keep,
+            } => self.relocate(cut(span), to, count, keep),
+            Op::Resize { span, count } => self.resize(cut(span), count),
+            Op::Heap { pages } => self.heap(pages.min(HEAP)),
+            Op::Write { span } => {
+                for page in self.model.writable(cut(span)) {
+                    let stamp = self.next_stamp();
+                    self.exporter.fill(at(page), 1, stamp);
+                    self.model.write(page, stamp);
+                }
+            }
+            Op::WriteThrough { view, span } => self.write_through(view, cut(span)),
+            Op::Look { view, span } => {
+                let view = view % self.views.len();
+                let range = cut(span);
+                let pages = self.views[view].pages.clone();
+                self.look(view, range.start.max(pages.start)..range.end.min(pages.end));
+            }
+            Op::LookAtAll => self.look_at_all(),
+            Op::Attach { span } if self.views.len() < 8 => self.attach(cut(span)),
+            Op::Detach { view } if view >= 2 && view < self.views.len() => {
+                let view = self.views.swap_remove(view);
+                self.importers[view.importer].detach(view.here);
+            }
+            Op::Fork if self.children.len() < 2 && self.worker == 0 => {
+                let child = self.exporter.fork();
+                self.children.push((child, self.model.clone()));
+            }
+            Op::EndChild => {
+                if let Some((child, model)) = self.children.pop() {
+                    Self::end_child(child, &model, &self.model);
+                }
+            }
+            Op::Worker { number } => self.worker = number,
+            Op::Protect { .. } | Op::Forget { .. } | Op::Attach { .. } | Op::Detach { .. } | Op::Fork => {}
+        }
+        // A few pages after every step, so that most stay as they are.
+        let page = self.steps * 7 % PAGES;
+        self.look(self.steps % 2, page..(page + 3).min(PAGES));
+    }
+
+    fn map(&mut self, range: Range<usize>, kind: Kind, access: Access, index: usize) {
+        let (flags, file) = match kind {
+            Kind::Anonymous => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+            Kind::SharedAnonymous => (libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1),
+            Kind::SharedFile => (libc::MAP_SHARED, self.files[0]),
+            Kind::PrivateFile => (libc::MAP_PRIVATE, self.files[1]),
+        };
+        let offset = if file == -1 { 0 } else { index * PAGE };
+        let flags = (flags | libc::MAP_FIXED).unsigned_abs() as usize;
+        let file = (file as isize).cast_unsigned();
+        self.must(
+            libc::SYS_mmap,
+            &[
+                at(range.start),
+                range.len() * PAGE,
+                prot(access),
+                flags,
+                file,
+                offset,
+            ],
+        );
+        self.model.map(range, kind, access, index);
+    }
+
+    fn relocate(&mut self, from: Range<usize>, to: usize, count: usize, keep: bool) {
+        let count = if keep { from.len() } else { count };
+        let to = to..(to + count).min(PAGES);
+        let apart = to.end <= from.start || from.end <= to.start;
+        if !self.model.whole(from.clone()) || !apart || (keep && to.len() != from.len()) {
+            return;
+        }
+        let mut flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        if keep {
+            flags |= libc::MREMAP_DONTUNMAP;
+        }
+        let arguments = [
+            at(from.start),
+            from.len() * PAGE,
+            to.len() * PAGE,
+            flags.unsigned_abs() as usize,
+            at(to.start),
+        ];
+        match self.call(libc::SYS_mremap, &arguments) {
+            Ok(address) => {
+                assert_eq!(address, at(to.start));
+                self.model.relocate(from, to, keep);
+            }
+            // More than one mapping. What was at the new place, and what is too much at the old one, may be
+            // gone all the same.
+            Err(_) => self.look_what_is_left(),
+        }
+    }
+
+    fn resize(&mut self, range: Range<usize>, count: usize) {
+        if !self.model.whole(range.clone()) || range.start + count > PAGES {
+            return;
+        }
+        let arguments = [at(range.start), range.len() * PAGE, count * PAGE, 0];
+        let new = range.start..range.start + count;
+        match self.call(libc::SYS_mremap, &arguments) {
+            Ok(_) => self.model.relocate(range, new, false),
+            Err(_) => self.look_what_is_left(),
+        }
+    }
+
+    /// After a call that failed half way: takes from the model what the kernel says is not there.
+    fn look_what_is_left(&mut self) {
+        let maps = maps(self.exporter.pid());
+        for page in 0..PAGES {
+            if !maps.iter().any(|mapping| mapping.range.contains(&at(page))) {
+                self.model.unmap(page..page + 1);
+            }
+        }
+    }
+
+    fn heap(&mut self, pages: usize) {
+        let end = self.heap_start + self.model.heap.len() * PAGE;
+        let now = self.exporter.number("sbrk 0");
+        if !self.model.heap.is_empty() && now != end {
+            return;
+        }
+        if self.model.heap.is_empty() && now > self.heap_start {
+            return;
+        }
+        let target = self.heap_start + pages * PAGE;
+        let by = target.cast_signed() - now.cast_signed();
+        self.exporter.ok(&format!("sbrk {by}"));
+        self.model.heap.resize(pages, 0);
+        for page in 0..pages {
+            let stamp = self.next_stamp();
+            let address = self.heap_start + page * PAGE;
+            assert_eq!(
+                self.exporter.oracle(address, 1),
+                [Some(Seen::Stamp(self.model.heap[page]))],
+                "heap {page}"
+            );
+            self.exporter.fill(address, 1, stamp);
+            self.model.heap[page] = stamp;
+        }
+        self.look_at_heap();
+    }
+
+    fn look_at_heap(&mut self) {
+        let shown = self.importers[0].look(self.heap_view, HEAP);
+        // Behind the heap there may be something else once malloc uses it: then nothing is known of it.
+        for (page, seen) in shown.into_iter().enumerate().take(self.model.heap.len()) {
+            assert_eq!(
+                seen,
+                Seen::Stamp(self.model.heap[page]),
+                "page {page} of the heap"
+            );
+        }
+    }
+
+    fn write_through(&mut self, view: usize, range: Range<usize>) {
+        let view = view % self.views.len();
+        let View {
+            importer,
+            here,
+            ref pages,
+        } = self.views[view];
+        let pages = pages.clone();
+        let range = range.start.max(pages.start)..range.end.min(pages.end);
+        for page in self.model.writable(range.start..range.end.max(range.start)) {
+            let stamp = self.next_stamp();
+            self.importers[importer].fill(here + (page - pages.start) * PAGE, 1, stamp);
+            self.model.write(page, stamp);
+            let real = self.exporter.oracle(at(page), 1)[0];
+            assert_eq!(
+                real,
+                Some(Seen::Stamp(stamp)),
+                "page {page} after a store through view {view}"
+            );
+        }
+    }
+
+    fn look(&mut self, view: usize, range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        let View {
+            importer,
+            here,
+            ref pages,
+        } = self.views[view];
+        let start = here + (range.start - pages.start) * PAGE;
+        // Not always in this order: either look can make pages appear.
+        let (shown, real) = if self.steps % 3 == 0 {
+            let real = self.exporter.oracle(at(range.start), range.len());
+            (self.importers[importer].look(start, range.len()), real)
+        } else {
+            let shown = self.importers[importer].look(start, range.len());
+            (shown, self.exporter.oracle(at(range.start), range.len()))
+        };
+        for ((page, shown), real) in range.zip(shown).zip(real) {
+            let expected = self.model.expected(page);
+            assert!(
+                expected.fits_exporter(real) && expected.fits_importer(shown),
+                "step {}, page {page}: {expected:?} is expected, the exporter has {real:?}, view {view} shows {shown:?}",
+                self.steps
+            );
+        }
+    }
+
+    fn look_at_all(&mut self) {
+        for view in 0..self.views.len() {
+            self.look(view, self.views[view].pages.clone());
+        }
+        self.look_at_heap();
+    }
+
+    /// A child has what its parent had at the fork, but for what they share on purpose.
+    fn end_child(child: Actor, then: &Model, now: &Model) {
+        for page in 0..PAGES {
+            let expected = match then.pages[page] {
+                Some(shared) if shared.shared => now.as_seen_through(shared),
+                _ => then.expected(page),
+            };
+            let real = child.oracle(at(page), 1)[0];
+            assert!(
+                expected.fits_exporter(real),
+                "page {page} of a child: {expected:?} is expected, it has {real:?}"
+            );
+        }
+        child.exit();
+    }
+
+    pub(crate) fn end(mut self) {
+        self.look_at_all();
+        while let Some((child, model)) = self.children.pop() {
+            Self::end_child(child, &model, &self.model);
+        }
+        let report = self.exporter.stop(self.counter);
+        assert_eq!(report["lost"], 0, "{report:?}");
+        let report = self.importers[2].stop(self.scanner);
+        assert_eq!(report["faults"], 0, "{report:?}");
+        self.look_at_all();
+        for importer in self.importers {
+            importer.exit();
+        }
+        self.exporter.exit();
+    }
+}
+
+impl Model {
+    /// What a page of somebody who maps the same files shows.
+    fn as_seen_through(&self, page: crate::model::Page) -> Expected {
+        let mut other = self.clone();
+        other.pages[0] = Some(page);
+        other.expected(0)
+    }
+}

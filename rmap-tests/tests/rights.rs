@@ -1,0 +1,452 @@
+//! Who gets at what, and that nobody gets at more.
+
+use rmap_tests::{Actor, PAGE, RDONLY, RDWR, Setup, Stage, is_root, maps, pattern::Seen, skip};
+
+const ARENA: usize = 0x2000_0000_0000;
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+/// Ids that no account has.
+const USERS: [u32; 3] = [64_001, 64_002, 64_003];
+const GROUPS: [u32; 2] = [64_101, 64_102];
+
+fn user(user: u32, group: u32) -> Setup {
+    Setup {
+        user: Some((user, group)),
+        ..Setup::default()
+    }
+}
+
+#[test]
+fn modes_between_users() {
+    let name = "modes_between_users";
+    if !is_root() {
+        return skip(name, "only root can run processes of several users");
+    }
+    let stage = Stage::new(name, 120);
+    let mut exporter = stage.actor_with(&user(USERS[0], GROUPS[0]));
+    let mut owner = stage.actor_with(&user(USERS[0], GROUPS[1]));
+    let mut member = stage.actor_with(&user(USERS[1], GROUPS[0]));
+    let mut other = stage.actor_with(&user(USERS[2], GROUPS[1]));
+    let mut root = stage.actor();
+    let address = exporter.anon(PAGE);
+    exporter.fill(address, 1, 77);
+    for mode in [
+        0o000, 0o400, 0o600, 0o200, 0o040, 0o060, 0o004, 0o006, 0o640, 0o604, 0o066, 0o666, 0o606, 0o660,
+        0o777,
+    ] {
+        let segid = exporter.try_make(address, PAGE, mode).unwrap();
+        // The owner bits are the owner's only bits, even where others have more.
+        for (actor, bits, who) in [
+            (&mut owner, mode >> 6, "owner"),
+            (&mut member, mode >> 3, "group"),
+            (&mut other, mode, "others"),
+        ] {
+            let (read, write) = (bits & 4 != 0, bits & 2 != 0);
+            for (flags, allowed) in [(RDONLY, read), (0, read), (RDWR, read && write)] {
+                let got = actor.try_get(segid, flags);
+                let expected = if allowed { None } else { Some(libc::EACCES) };
+                assert_eq!(got.err(), expected, "mode {mode:o} flags {flags} for {who}");
+                if let Ok(apid) = got {
+                    let here = actor.attach(apid, 0, PAGE);
+                    actor.check(here, 1, 77);
+                    let stored = actor.store(here + 8, actor_word(77)).is_ok();
+                    assert_eq!(stored, flags == RDWR, "mode {mode:o} flags {flags} for {who}");
+                    assert_eq!(actor.release(apid), Ok(0));
+                }
+            }
+        }
+        assert!(root.try_get(segid, RDWR).is_ok(), "root may all");
+    }
+}
+
+/// The second word of a page with this stamp: storing it changes nothing.
+fn actor_word(stamp: u64) -> u64 {
+    rmap_tests::pattern::word(stamp, 1)
+}
+
+#[test]
+fn another_user_cannot_use_ids_of_others() {
+    let name = "another_user_cannot_use_ids_of_others";
+    if !is_root() {
+        return skip(name, "only root can run processes of several users");
+    }
+    let stage = Stage::new(name, 60);
+    let mut exporter = stage.actor_with(&user(USERS[0], GROUPS[0]));
+    let mut importer = stage.actor_with(&user(USERS[0], GROUPS[0]));
+    let mut thief = stage.actor_with(&user(USERS[2], GROUPS[1]));
+    let address = exporter.anon(PAGE);
+    let segid = exporter.make(address, PAGE);
+    let apid = importer.get(segid);
+    assert_eq!(thief.try_get(segid, RDWR), Err(libc::EACCES));
+    assert_eq!(thief.try_get(segid, RDONLY), Err(libc::EACCES));
+    assert_eq!(thief.try_attach(apid, 0, PAGE), Err(libc::EACCES));
+    assert_eq!(thief.release(apid), Err(libc::EACCES));
+    assert_eq!(thief.remove(segid), Err(libc::EACCES));
+    let here = importer.attach(apid, 0, PAGE);
+    assert_eq!(importer.load(here), Ok(0));
+}
+
+#[test]
+fn a_permit_to_read_is_not_one_to_write() {
+    let stage = Stage::new("a_permit_to_read_is_not_one_to_write", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(4 * PAGE);
+    exporter.fill(address, 4, 30);
+    let segid = exporter.make(address, 4 * PAGE);
+    for flags in [RDONLY, 0] {
+        let apid = importer.try_get(segid, flags).unwrap();
+        let here = importer.attach(apid, 0, 4 * PAGE);
+        // Before and after the page is there.
+        assert_eq!(
+            importer.store(here + 3 * PAGE, 1).unwrap_err().signal,
+            libc::SIGSEGV
+        );
+        importer.check(here, 4, 30);
+        assert_eq!(importer.store(here, 1).unwrap_err().signal, libc::SIGSEGV);
+        // Nor can it be made one.
+        let raised = importer.sys(libc::SYS_mprotect, &[here, 4 * PAGE, RW as usize]);
+        if raised.is_ok() {
+            let stored = importer.store(here + PAGE, 1);
+            exporter.check(address, 4, 30);
+            assert!(stored.is_err(), "a read-only permit wrote");
+        }
+        exporter.check(address, 4, 30);
+        // What the exporter does goes on being seen.
+        exporter.fill(address, 1, 90);
+        importer.check(here, 1, 90);
+        exporter.fill(address, 1, 30);
+        importer.detach(here);
+        assert_eq!(importer.release(apid), Ok(0));
+    }
+    let apid = importer.get(segid);
+    let here = importer.attach(apid, 0, 4 * PAGE);
+    importer.fill(here, 4, 60);
+    exporter.check(address, 4, 60);
+}
+
+#[test]
+fn a_reading_and_a_writing_permit_side_by_side() {
+    let stage = Stage::new("a_reading_and_a_writing_permit_side_by_side", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(4 * PAGE);
+    let segid = exporter.make(address, 4 * PAGE);
+    let reading = importer.try_get(segid, RDONLY).unwrap();
+    let writing = importer.get(segid);
+    let (read, write) = (
+        importer.attach(reading, 0, 4 * PAGE),
+        importer.attach(writing, 0, 4 * PAGE),
+    );
+    importer.fill(write, 4, 5);
+    importer.check(read, 4, 5);
+    exporter.check(address, 4, 5);
+    assert_eq!(importer.store(read, 1).unwrap_err().signal, libc::SIGSEGV);
+    assert_eq!(importer.release(reading), Ok(0));
+    importer.fill(write, 4, 50);
+    exporter.check(address, 4, 50);
+}
+
+#[test]
+fn memory_that_its_owner_may_only_read() {
+    let stage = Stage::new("memory_that_its_owner_may_only_read", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let segid = exporter.make_all();
+    let apid = importer.get(segid);
+    // Constants of the program.
+    let words = exporter.ok("place rodata");
+    let constants: usize = words.split(' ').next().unwrap().parse().unwrap();
+    let here = importer.attach(apid, constants, PAGE);
+    let before = exporter.load(constants).unwrap();
+    assert_eq!(importer.load(here), Ok(before));
+    assert!(importer.store(here, 1).is_err(), "a store into .rodata");
+    assert_eq!(exporter.load(constants), Ok(before));
+    // A memory file of which there is only a mapping to read.
+    let file = exporter.memfd(PAGE);
+    let writable = exporter.mmap(0, PAGE, RW, libc::MAP_SHARED, file, 0);
+    let readable = exporter.mmap(0, PAGE, libc::PROT_READ, libc::MAP_SHARED, file, 0);
+    exporter.fill(writable, 1, 4);
+    let here = importer.attach(apid, readable, PAGE);
+    importer.check(here, 1, 4);
+    assert!(
+        importer.store(here, 1).is_err(),
+        "a store into a shared mapping for reading"
+    );
+    exporter.check(writable, 1, 4);
+}
+
+#[test]
+fn a_segment_ends_where_it_ends() {
+    let stage = Stage::new("a_segment_ends_where_it_ends", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    exporter.anon_at(ARENA, 16 * PAGE);
+    exporter.fill(ARENA, 16, 1000);
+    let segid = exporter.make(ARENA + 4 * PAGE, 4 * PAGE);
+    let apid = importer.get(segid);
+    let here = importer.attach(apid, 0, 4 * PAGE);
+    importer.check(here, 4, 1004);
+    for (offset, len) in [
+        (4 * PAGE, PAGE),
+        (3 * PAGE, 2 * PAGE),
+        (0, 5 * PAGE),
+        (PAGE, 4 * PAGE),
+    ] {
+        assert_eq!(importer.try_attach(apid, offset, len), Err(libc::EINVAL));
+    }
+    assert_eq!(
+        importer.xpmem(&format!("attach {apid} -4096 8192 0")),
+        Err(libc::EINVAL)
+    );
+}
+
+/// The secret pages of an exporter do not show up in any memory that this process can reach.
+#[track_caller]
+fn expect_no_secret(importer: &mut Actor, secret: u64) {
+    for mapping in maps(importer.pid())
+        .into_iter()
+        .filter(|mapping| !mapping.name.starts_with("[v"))
+    {
+        let pages = (mapping.range.len() / PAGE).min(4096);
+        let shown = importer.look(mapping.range.start, pages);
+        assert!(
+            !shown.contains(&Seen::Stamp(secret)),
+            "the secret lies in {mapping:x?}"
+        );
+    }
+}
+
+/// Maps every descriptor of the importer at the exporter's addresses and around zero.
+#[track_caller]
+fn expect_no_secret_in_descriptors(importer: &mut Actor, address: usize, secret: u64) {
+    let folder = std::fs::read_dir(format!("/proc/{}/fd", importer.pid())).unwrap();
+    let descriptors: Vec<usize> = folder
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    for descriptor in descriptors {
+        for offset in [address, address - 8 * PAGE, 0] {
+            for prot in [libc::PROT_READ, RW] {
+                let (len, shared) = (32 * PAGE, libc::MAP_SHARED as usize);
+                let arguments = [0, len, prot as usize, shared, descriptor, offset];
+                let Ok(view) = importer.sys(libc::SYS_mmap, &arguments) else {
+                    continue;
+                };
+                let shown = importer.look(view, 32);
+                importer.munmap(view, len);
+                assert!(
+                    !shown.contains(&Seen::Stamp(secret)),
+                    "descriptor {descriptor} at {offset:#x}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peer_cannot_reach_beyond_its_segment() {
+    let stage = Stage::new("a_peer_cannot_reach_beyond_its_segment", 60);
+    let (mut exporter, mut importer, mut friend) = (stage.actor(), stage.actor(), stage.actor());
+    let secret = 0x5ec_2e7;
+    exporter.anon_at(ARENA, 16 * PAGE);
+    exporter.fill_same(ARENA, 16, secret);
+    exporter.fill(ARENA + 4 * PAGE, 4, 1);
+    let open = exporter.make(ARENA + 4 * PAGE, 4 * PAGE);
+    let closed = exporter.make(ARENA, 16 * PAGE);
+    // Somebody with a right to it has looked at all of it: it lies wherever shared memory lies.
+    let there = friend.get_attach(closed, 0, 16 * PAGE);
+    friend.look(there, 16);
+    let apid = importer.get(open);
+    let here = importer.attach(apid, 0, 4 * PAGE);
+    importer.check(here, 4, 1);
+    expect_no_secret(&mut importer, secret);
+    // Growing the attachment shows no more.
+    let grown = importer.mremap(here, 4 * PAGE, 8 * PAGE, libc::MREMAP_MAYMOVE, 0);
+    if let Ok(grown) = grown {
+        let shown = importer.look(grown, 8);
+        assert!(
+            !shown.contains(&Seen::Stamp(secret)),
+            "a grown attachment shows the secret"
+        );
+    }
+    expect_no_secret_in_descriptors(&mut importer, ARENA + PAGE, secret);
+    expect_no_secret_in_descriptors(&mut importer, ARENA + 12 * PAGE, secret);
+}
+
+#[test]
+fn a_reader_finds_no_way_to_write() {
+    let stage = Stage::new("a_reader_finds_no_way_to_write", 60);
+    let (mut exporter, mut importer, mut friend) = (stage.actor(), stage.actor(), stage.actor());
+    exporter.anon_at(ARENA, 4 * PAGE);
+    exporter.fill(ARENA, 4, 1);
+    let segid = exporter.make(ARENA, 4 * PAGE);
+    let there = friend.get_attach(segid, 0, 4 * PAGE);
+    friend.check(there, 4, 1);
+    let apid = importer.try_get(segid, RDONLY).unwrap();
+    let here = importer.attach(apid, 0, 4 * PAGE);
+    importer.check(here, 4, 1);
+    let folder = std::fs::read_dir(format!("/proc/{}/fd", importer.pid())).unwrap();
+    let descriptors: Vec<usize> = folder
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    for descriptor in descriptors {
+        for offset in [ARENA, 0] {
+            let arguments = [
+                0,
+                4 * PAGE,
+                RW as usize,
+                libc::MAP_SHARED as usize,
+                descriptor,
+                offset,
+            ];
+            let Ok(view) = importer.sys(libc::SYS_mmap, &arguments) else {
+                continue;
+            };
+            if importer.look(view, 1) == [Seen::Stamp(1)] {
+                let _ = importer.store(view + 100 * 8, 1);
+            }
+            importer.munmap(view, 4 * PAGE);
+            let path = importer.text(&format!("/proc/self/fd/{descriptor}"));
+            let at = libc::AT_FDCWD as isize as usize;
+            if let Ok(again) = importer.sys(libc::SYS_openat, &[at, path, libc::O_RDWR as usize]) {
+                let _ = importer.sys(libc::SYS_pwrite64, &[again, path, 8, offset + 800]);
+                importer.sys(libc::SYS_close, &[again]).unwrap();
+            }
+        }
+    }
+    exporter.check(ARENA, 4, 1);
+}
+
+#[test]
+fn a_removed_segment_is_a_hole() {
+    let stage = Stage::new("a_removed_segment_is_a_hole", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(8 * PAGE);
+    exporter.fill(address, 8, 20);
+    let (segid, other) = (exporter.make(address, 8 * PAGE), exporter.make(address, 8 * PAGE));
+    let apid = importer.get(segid);
+    let here = importer.attach(apid, 0, 8 * PAGE);
+    let there = importer.get_attach(other, 0, 8 * PAGE);
+    importer.check(here, 4, 20);
+    importer.check(there, 4, 20);
+    assert_eq!(exporter.remove(segid), Ok(0));
+    // Pages that were touched and pages that were not.
+    for page in [0, 3, 4, 7] {
+        assert!(
+            importer
+                .load(here + page * PAGE)
+                .unwrap_err()
+                .is_hole_at(here + page * PAGE),
+            "page {page}"
+        );
+    }
+    assert_eq!(importer.try_attach(apid, 0, PAGE), Err(libc::ENOENT));
+    assert_eq!(importer.try_get(segid, RDWR), Err(libc::ENOENT));
+    // The other segment over the same memory is not touched by it, nor is the memory.
+    importer.check(there, 8, 20);
+    importer.fill(there, 8, 60);
+    exporter.check(address, 8, 60);
+    importer.detach(here);
+    assert_eq!(importer.release(apid), Ok(0));
+}
+
+#[test]
+fn a_released_permit_takes_its_attachments_along() {
+    let stage = Stage::new("a_released_permit_takes_its_attachments_along", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(8 * PAGE);
+    exporter.fill(address, 8, 20);
+    let segid = exporter.make(address, 8 * PAGE);
+    let (apid, other) = (importer.get(segid), importer.get(segid));
+    assert_ne!(apid, other);
+    let gone = [
+        importer.attach(apid, 0, 8 * PAGE),
+        importer.attach(apid, PAGE, PAGE),
+    ];
+    let stays = importer.attach(other, 0, 8 * PAGE);
+    importer.check(gone[0], 8, 20);
+    assert_eq!(importer.release(apid), Ok(0));
+    for here in gone {
+        assert_eq!(importer.load(here).unwrap_err().signal, libc::SIGSEGV);
+        importer.detach(here);
+    }
+    assert_eq!(importer.release(apid), Err(libc::ENOENT));
+    assert_eq!(importer.try_attach(apid, 0, PAGE), Err(libc::ENOENT));
+    importer.check(stays, 8, 20);
+}
+
+#[test]
+fn detach_by_any_address_inside() {
+    let stage = Stage::new("detach_by_any_address_inside", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(8 * PAGE);
+    let segid = exporter.make(address, 8 * PAGE);
+    let apid = importer.get(segid);
+    for inside in [0, 1, PAGE, 3 * PAGE + 17, 8 * PAGE - 1] {
+        for touched in [false, true] {
+            let here = importer.attach(apid, 0, 8 * PAGE);
+            if touched {
+                importer.store(here, 1).unwrap();
+            }
+            importer.detach(here + inside);
+            assert_eq!(importer.load(here).unwrap_err().signal, libc::SIGSEGV);
+            assert_eq!(importer.load(here + 7 * PAGE).unwrap_err().signal, libc::SIGSEGV);
+            // Once more does no harm.
+            importer.detach(here + inside);
+        }
+    }
+    importer.detach(0);
+    // Memory that is no attachment is refused and stays.
+    let own = importer.anon(PAGE);
+    assert_eq!(importer.xpmem(&format!("detach {own:#x}")), Err(libc::EINVAL));
+    importer.store(own, 1).unwrap();
+}
+
+#[test]
+fn a_detached_range_is_free_for_other_things() {
+    let stage = Stage::new("a_detached_range_is_free_for_other_things", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(8 * PAGE);
+    exporter.fill(address, 8, 1);
+    let segid = exporter.make(address, 8 * PAGE);
+    let apid = importer.get(segid);
+    for round in 0..50 {
+        let here = importer.attach(apid, 0, 8 * PAGE);
+        importer.check(here, 1 + round % 8, 1);
+        importer.detach(here);
+        importer.anon_at(here, 8 * PAGE);
+        importer.fill(here, 8, 100);
+        exporter.check(address, 8, 1);
+        importer.check(here, 8, 100);
+        importer.munmap(here, 8 * PAGE);
+    }
+}
+
+#[test]
+fn an_application_may_unmap_an_attachment() {
+    let stage = Stage::new("an_application_may_unmap_an_attachment", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(8 * PAGE);
+    exporter.fill(address, 8, 1);
+    let segid = exporter.make(address, 8 * PAGE);
+    let apid = importer.get(segid);
+    // Whole, in part, and by mapping something else over it.
+    let here = importer.attach(apid, 0, 8 * PAGE);
+    importer.check(here, 4, 1);
+    importer.munmap(here, 8 * PAGE);
+    assert_eq!(importer.load(here).unwrap_err().signal, libc::SIGSEGV);
+    importer.detach(here);
+    let here = importer.attach(apid, 0, 8 * PAGE);
+    importer.munmap(here + 2 * PAGE, 2 * PAGE);
+    importer.check(here, 2, 1);
+    importer.check(here + 4 * PAGE, 4, 5);
+    importer.detach(here);
+    let here = importer.attach(apid, 0, 8 * PAGE);
+    importer.check(here, 8, 1);
+    importer.anon_at(here + PAGE, PAGE);
+    importer.fill(here + PAGE, 1, 9);
+    exporter.munmap(address, 4 * PAGE);
+    importer.check(here + PAGE, 1, 9);
+    importer.check(here + 4 * PAGE, 4, 5);
+    assert!(importer.load(here).unwrap_err().is_hole_at(here));
+    assert_eq!(importer.release(apid), Ok(0));
+    importer.exit();
+    exporter.check(address + 4 * PAGE, 4, 5);
+}

@@ -1,0 +1,212 @@
+//! All functions from many threads at once, while memory is used and changes.
+
+use rmap_tests::{Actor, PAGE, Report, Stage, seed};
+
+const ARENA: usize = 0x2000_0000_0000;
+const PAGES: usize = 64;
+
+/// Gives each page its own address as its first word.
+fn label(actor: &mut Actor) {
+    actor.anon_at(ARENA, PAGES * PAGE);
+    for page in 0..PAGES {
+        let address = ARENA + page * PAGE;
+        actor.store(address, address as u64).unwrap();
+    }
+}
+
+/// Starts threads and lets each do so many steps.
+fn run(actors: &mut [&mut Actor], works: &[Vec<String>], steps: usize) -> Vec<Vec<Report>> {
+    let mut running: Vec<Vec<usize>> = Vec::new();
+    for (actor, works) in actors.iter_mut().zip(works) {
+        running.push(works.iter().map(|work| actor.start(work)).collect());
+    }
+    for (actor, threads) in actors.iter_mut().zip(&running) {
+        for thread in threads {
+            while actor.number(&format!("progress {thread}")) < steps {
+                std::thread::yield_now();
+            }
+        }
+    }
+    actors
+        .iter_mut()
+        .zip(running)
+        .map(|(actor, threads)| threads.into_iter().map(|thread| actor.stop(thread)).collect())
+        .collect()
+}
+
+/// A thread of this kind saw nothing wrong, and no call failed.
+#[track_caller]
+fn expect_clean(report: &Report) {
+    let bad: Vec<_> = report
+        .iter()
+        .filter(|(key, count)| {
+            **count != 0 && (key.contains("errno_") || ["wrong", "faults"].contains(&key.as_str()))
+        })
+        .collect();
+    assert!(bad.is_empty(), "{bad:?} in {report:?}");
+}
+
+#[test]
+fn many_threads_of_one_importer() {
+    let stage = Stage::new("many_threads_of_one_importer", 120);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    label(&mut exporter);
+    let segids = [
+        exporter.make(ARENA, PAGES * PAGE),
+        exporter.make(ARENA, PAGES * PAGE),
+    ];
+    importer.anon_at(ARENA, PAGES * PAGE);
+    let works = (0..16)
+        .map(|number| {
+            format!(
+                "api {} {} {ARENA} {PAGES} {} {ARENA} {PAGES}",
+                seed() + number,
+                segids[0],
+                segids[1]
+            )
+        })
+        .collect();
+    for report in run(&mut [&mut importer], &[works], 1500).concat() {
+        expect_clean(&report);
+        assert_eq!(report["holes"], 0, "{report:?}");
+        assert!(report["loads"] > 0, "{report:?}");
+    }
+    importer.exit();
+    exporter.exit();
+}
+
+#[test]
+fn a_process_and_itself() {
+    let stage = Stage::new("a_process_and_itself", 120);
+    let mut actor = stage.actor();
+    label(&mut actor);
+    let segid = actor.make(ARENA, PAGES * PAGE);
+    let works = (0..8)
+        .map(|number| format!("api {} {segid} {ARENA} {PAGES}", seed() + number))
+        .collect();
+    for report in run(&mut [&mut actor], &[works], 1500).concat() {
+        expect_clean(&report);
+    }
+    actor.exit();
+}
+
+#[test]
+fn three_processes_with_each_other() {
+    let stage = Stage::new("three_processes_with_each_other", 120);
+    let mut actors = stage.actors(3);
+    let segids: Vec<i64> = actors
+        .iter_mut()
+        .map(|actor| {
+            label(actor);
+            actor.make(ARENA, PAGES * PAGE)
+        })
+        .collect();
+    let works: Vec<Vec<String>> = (0..3)
+        .map(|own| {
+            let targets: String = (0..3)
+                .map(|number| format!(" {} {ARENA} {PAGES}", segids[(own + number) % 3]))
+                .collect();
+            (0..6)
+                .map(|number| format!("api {}{targets}", seed() + 10 * own as u64 + number))
+                .collect()
+        })
+        .collect();
+    let mut all: Vec<&mut Actor> = actors.iter_mut().collect();
+    for report in run(&mut all, &works, 800).concat() {
+        expect_clean(&report);
+        assert_eq!(report["holes"], 0, "{report:?}");
+    }
+    for actor in actors {
+        actor.exit();
+    }
+}
+
+#[test]
+fn importers_look_while_exporters_change() {
+    let stage = Stage::new("importers_look_while_exporters_change", 120);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let segid = exporter.make_all();
+    let pages = 64;
+    let area = |number: usize| ARENA + number * 4096 * PAGE;
+    let churn: Vec<String> = (0..4)
+        .map(|number| format!("churn {:#x} {pages} {}", area(number), seed() + number as u64))
+        .collect();
+    let scan: Vec<String> = (0..8)
+        .map(|number| {
+            let here = importer.get_attach(segid, area(number % 4), pages * PAGE);
+            format!("scan {here:#x} {pages} {number}")
+        })
+        .collect();
+    let reports = run(&mut [&mut exporter, &mut importer], &[churn, scan], 3000);
+    for report in &reports[0] {
+        assert_eq!((report["wrong"], report["errno"]), (0, 0), "{report:?}");
+    }
+    for report in &reports[1] {
+        // A page may be seen while it is written: other bytes are no error, other faults are.
+        assert_eq!(report["faults"], 0, "{report:?}");
+        assert!(report["stamps"] > 0 && report["holes"] > 0, "{report:?}");
+    }
+    importer.exit();
+    exporter.exit();
+}
+
+#[test]
+fn segments_come_and_go_under_their_users() {
+    let stage = Stage::new("segments_come_and_go_under_their_users", 120);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    label(&mut exporter);
+    importer.anon_at(ARENA, PAGES * PAGE);
+    let lasting = exporter.make(ARENA, PAGES * PAGE);
+    for round in 0..30 {
+        let segid = exporter.make(ARENA, PAGES * PAGE);
+        let threads: Vec<usize> = (0..4)
+            .map(|number| {
+                let seed = seed() + round * 10 + number;
+                importer.start(&format!(
+                    "api {seed} {segid} {ARENA} {PAGES} {lasting} {ARENA} {PAGES}"
+                ))
+            })
+            .collect();
+        for thread in &threads {
+            while importer.number(&format!("progress {thread}")) < 30 {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(exporter.remove(segid), Ok(0));
+        for thread in threads {
+            let report = importer.stop(thread);
+            assert_eq!((report["wrong"], report["faults"]), (0, 0), "{report:?}");
+            let unexpected: Vec<_> = report
+                .keys()
+                .filter(|key| {
+                    key.contains("errno_") && !["get_errno_2", "attach_errno_2"].contains(&key.as_str())
+                })
+                .collect();
+            assert!(unexpected.is_empty(), "{report:?}");
+        }
+    }
+    importer.exit();
+    exporter.exit();
+}
+
+#[test]
+fn many_processes_attach_one() {
+    let stage = Stage::new("many_processes_attach_one", 120);
+    let mut exporter = stage.actor();
+    label(&mut exporter);
+    let segid = exporter.make(ARENA, PAGES * PAGE);
+    let mut importers = stage.actors(12);
+    let works: Vec<Vec<String>> = (0..12)
+        .map(|number| vec![format!("api {} {segid} {ARENA} {PAGES}", seed() + number); 2])
+        .collect();
+    for importer in &mut importers {
+        importer.anon_at(ARENA, PAGES * PAGE);
+    }
+    let mut all: Vec<&mut Actor> = importers.iter_mut().collect();
+    for report in run(&mut all, &works, 300).concat() {
+        expect_clean(&report);
+        assert_eq!(report["holes"], 0, "{report:?}");
+    }
+    drop(importers);
+    exporter.exit();
+}
