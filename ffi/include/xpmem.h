@@ -111,7 +111,8 @@ int xpmem_release(xpmem_apid_t apid);
  * `addr.offset` is a multiple of the page size; `size` is rounded up to one. With `vaddr` NULL the system
  * chooses the address. Another `vaddr` is a multiple of the page size and is where the attachment goes, in place
  * of what is mapped there. The exporter need not have anything mapped in the range: only an access to an address
- * where it has nothing at that moment gets SIGBUS.
+ * where it has nothing at that moment gets SIGBUS. The first access to a page must be a load or store: a system
+ * call gets EFAULT.
  *
  * Errors: EINVAL an argument is out of range, not page-aligned, outside the segment, or `vaddr` collides with an
  * attachment or with the segment itself; ENOENT there is no such permit, the segment was removed, or its process

@@ -5,7 +5,7 @@
  * Ranks work in pairs (0 and 1, 2 and 3, ...); every case runs once in each direction. To be run also with
  * MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set to low values.
  *
- * usage: reuse [rounds [case]] */
+ * usage: reuse [rounds [case ...]] */
 #include "common.h"
 
 #include <malloc.h>
@@ -331,18 +331,17 @@ int main(int argc, char **argv)
     } cases[] = {{"malloc_loop", malloc_loop}, {"malloc_mixed", malloc_mixed}, {"realloc_steps", realloc_steps},
                  {"dontneed", dontneed},       {"remap", remap},               {"brk_steps", brk_steps},
                  {"receive_loop", receive_loop}, {"fork_steps", fork_steps}};
-    const char *only = NULL;
     size_t i;
-    int direction;
+    int direction, wanted;
 
     start(&argc, &argv);
     if (argc > 1)
         rounds = atoi(argv[1]);
-    if (argc > 2)
-        only = argv[2];
     peer = my_rank ^ 1;
     for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        if (only && strcmp(only, cases[i].name) != 0)
+        for (wanted = 2; wanted < argc && strcmp(argv[wanted], cases[i].name) != 0; wanted++)
+            ;
+        if (argc > 2 && wanted == argc)
             continue;
         for (direction = 0; direction < 2; direction++) {
             sending = (my_rank & 1) == direction;

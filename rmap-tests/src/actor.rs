@@ -61,7 +61,9 @@ pub struct Fault {
 impl Fault {
     /// Whether this is what a hole in an attachment gives at this address.
     pub fn is_hole_at(&self, address: usize) -> bool {
-        self.signal == libc::SIGBUS && self.code == libc::BUS_ADRERR && self.address / PAGE == address / PAGE
+        // Only the kernel itself can say BUS_ADRERR; a library's own thread can queue the signal.
+        let code = [libc::BUS_ADRERR, libc::SI_QUEUE].contains(&self.code);
+        self.signal == libc::SIGBUS && code && self.address / PAGE == address / PAGE
     }
 }
 

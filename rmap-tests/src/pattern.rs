@@ -45,7 +45,7 @@ pub enum Seen {
     Stamp(u64),
     /// Memory that is no stamp's pattern.
     Other,
-    /// SIGBUS, as for a hole: `BUS_ADRERR` and an address in the page.
+    /// SIGBUS with an address in the page, as for a hole.
     Hole,
     /// Any other fault.
     Fault,

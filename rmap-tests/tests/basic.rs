@@ -3,6 +3,9 @@
 use nix::sys::{signal::Signal, wait::WaitStatus};
 use rmap_tests::{Actor, MAXADDR, PAGE, PERMIT_MODE, RDONLY, RDWR, Stage, is_root};
 
+/// Addresses that nothing else uses.
+const ARENA: usize = 0x2000_0000_0000;
+
 /// Integers in a page.
 const INTS: usize = PAGE / 4;
 
@@ -197,7 +200,6 @@ fn attach_checks_its_arguments() {
         (0, usize::MAX, 0),
         (0, PAGE, 12),
         (0, PAGE, 0x7fff_ffff_f000),
-        (0, PAGE, usize::MAX & !(PAGE - 1)),
     ];
     for (offset, len, at) in bad {
         assert_eq!(
@@ -305,9 +307,7 @@ fn a_mode_decides_what_a_process_of_the_same_user_gets() {
 fn a_segment_with_space_around_a_mapping() {
     let stage = Stage::new("a_segment_with_space_around_a_mapping", 60);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
-    let room = exporter.anon(32 * PAGE);
-    exporter.munmap(room, 32 * PAGE);
-    let address = room + 8 * PAGE;
+    let address = ARENA + 8 * PAGE;
     exporter.anon_at(address, 10 * PAGE);
     let segid = exporter.make(address - 3 * PAGE, 15 * PAGE);
     let here = importer.get_attach(segid, PAGE, 12 * PAGE);
@@ -330,10 +330,8 @@ fn a_hole_tells_the_exact_address() {
     let segid = exporter.make(address, PAGE);
     let here = importer.get_attach(segid, 0, PAGE);
     let fault = importer.load(here + 0x128).unwrap_err();
-    assert_eq!(
-        (fault.signal, fault.code, fault.address),
-        (libc::SIGBUS, libc::BUS_ADRERR, here + 0x128)
-    );
+    assert!(fault.is_hole_at(here), "{fault:?}");
+    assert_eq!(fault.address, here + 0x128);
 }
 
 #[test]

@@ -48,13 +48,13 @@ ASSERT(noproc, XPMEM_ERRNO_NOPROC == 2004);
 static const size_t everything = XPMEM_MAXADDR_SIZE;
 
 /* The prototypes: a difference is an error here. */
-static int (*const version)(void) = xpmem_version;
-static xpmem_segid_t (*const make)(void *, size_t, int, void *) = xpmem_make;
-static int (*const remove_)(xpmem_segid_t) = xpmem_remove;
-static xpmem_apid_t (*const get)(xpmem_segid_t, int, int, void *) = xpmem_get;
-static int (*const release)(xpmem_apid_t) = xpmem_release;
-static void *(*const attach)(struct xpmem_addr, size_t, void *) = xpmem_attach;
-static int (*const detach)(void *) = xpmem_detach;
+static int (*volatile version)(void) = xpmem_version;
+static xpmem_segid_t (*volatile make)(void *, size_t, int, void *) = xpmem_make;
+static int (*volatile remove_)(xpmem_segid_t) = xpmem_remove;
+static xpmem_apid_t (*volatile get)(xpmem_segid_t, int, int, void *) = xpmem_get;
+static int (*volatile release)(xpmem_apid_t) = xpmem_release;
+static void *(*volatile attach)(struct xpmem_addr, size_t, void *) = xpmem_attach;
+static int (*volatile detach)(void *) = xpmem_detach;
 
 int main(void)
 {

@@ -523,7 +523,8 @@ static void test_fork(void)
 	long long memory = must(ask(p, PEER_MAP, 1, 0, 0, 0), "map");
 	xpmem_segid_t segid = must(ask(p, PEER_MAKE, 0, -1, 0666, 0), "make");
 	xpmem_apid_t apid = must(ask(p, PEER_GET, alive_segid, XPMEM_RDWR, 0, 0), "get");
-	long long at = must(ask(p, PEER_ATTACH, apid, (long long)alive_memory, (long long)page, 0), "attach");
+	/* At a place of its own: the hole that it leaves in the child stays a hole. */
+	long long at = must(ask(p, PEER_ATTACH, apid, (long long)alive_memory, (long long)page, 0x300000000000), "attach");
 	int child = p.child_socket;
 	long long child_segid, child_at;
 	xpmem_apid_t own_apid;

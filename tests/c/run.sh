@@ -55,8 +55,9 @@ command_check() {
     fi
 }
 
-needs_shared() { LD_LIBRARY_PATH=$libdir ldd "$folder/$1" | grep -q "libxpmem\.so\.0 => $libdir/libxpmem\.so\.0"; }
-needs_none() { ! LD_LIBRARY_PATH=$libdir ldd "$folder/$1" | grep -q libxpmem; }
+libraries() { LD_LIBRARY_PATH=$libdir ldd "$folder/$1"; }
+needs_shared() { [[ $(libraries "$1") == *"libxpmem.so.0 => $libdir/libxpmem.so.0 "* ]]; }
+needs_none() { [[ $(libraries "$1") != *libxpmem* ]]; }
 
 echo "# linking"
 for name in abi errno ioctl pair pair-cc; do

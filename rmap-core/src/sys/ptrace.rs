@@ -5,6 +5,8 @@ use super::{Errno, SysResult, raw};
 const SEIZE: usize = 0x4206;
 const INTERRUPT: usize = 0x4207;
 const DETACH: usize = 17;
+const CONT: usize = 7;
+const SETSIGINFO: usize = 0x4203;
 const PEEKUSER: usize = 3;
 const POKEUSER: usize = 6;
 
@@ -34,6 +36,16 @@ pub(crate) fn interrupt(tid: u32) -> SysResult<()> {
 /// Lets `tid` go on, with `signal` if that is not zero.
 pub(crate) fn detach(tid: u32, signal: i32) -> SysResult<()> {
     ptrace(DETACH, tid, 0, signal as usize).map(drop)
+}
+
+/// Lets `tid` go on, still traced, with `signal` if that is not zero.
+pub(crate) fn resume(tid: u32, signal: i32) -> SysResult<()> {
+    ptrace(CONT, tid, 0, signal as usize).map(drop)
+}
+
+/// Changes the siginfo of the signal that `tid` has stopped on its way to.
+pub(crate) fn set_signal_info(tid: u32, info: usize) -> SysResult<()> {
+    ptrace(SETSIGINFO, tid, 0, info).map(drop)
 }
 
 fn peek(tid: u32, offset: usize) -> SysResult<isize> {

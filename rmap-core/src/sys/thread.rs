@@ -103,6 +103,13 @@ impl Sibling {
         matches!(self.wait(libc::WNOHANG), Ok(false))
     }
 
+    /// Ends it.
+    pub(crate) fn kill(&self) {
+        let args = [self.pid as usize, libc::SIGKILL as usize, 0, 0, 0, 0];
+        // SAFETY: sends a signal to a child that has not been reaped.
+        let _ = unsafe { raw::syscall(libc::SYS_kill, args) };
+    }
+
     /// Waits for its end.
     pub(crate) fn reap(self) {
         let _ = self.wait(0);

@@ -17,6 +17,8 @@ const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
 const FEATURE_THREAD_ID: u64 = 1 << 8;
+/// Linux 5.18.
+const FEATURE_EXACT_ADDRESS: u64 = 1 << 11;
 /// Linux 5.19.
 const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 /// Linux 6.7: any kind of mapping may be registered.
@@ -93,7 +95,11 @@ impl Userfaultfd {
     ///
     /// Linux 5.11 (`UFFD_USER_MODE_ONLY`); needs no privilege.
     pub(crate) fn for_missing_pages() -> SysResult<Self> {
-        let fd = open(FEATURE_MISSING_SHMEM | FEATURE_THREAD_ID)?;
+        let features = FEATURE_MISSING_SHMEM | FEATURE_THREAD_ID;
+        let fd = match open(features | FEATURE_EXACT_ADDRESS) {
+            Err(Errno::INVAL) => open(features)?,
+            opened => opened?,
+        };
         Ok(Self {
             fd,
             any_mapping: false,

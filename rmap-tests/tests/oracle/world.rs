@@ -368,7 +368,7 @@ impl World {
         } = self.views[view];
         let start = here + (range.start - pages.start) * PAGE;
         // Not always in this order: either look can make pages appear.
-        let (shown, real) = if self.steps % 3 == 0 {
+        let (shown, real) = if self.steps.is_multiple_of(3) {
             let real = self.exporter.oracle(at(range.start), range.len());
             (self.importers[importer].look(start, range.len()), real)
         } else {

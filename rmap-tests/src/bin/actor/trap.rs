@@ -18,7 +18,9 @@ pub(crate) struct Fault {
 impl Fault {
     /// Whether it says that there is a hole in the page of this address.
     pub(crate) fn is_hole_at(&self, address: usize) -> bool {
-        self.signal == libc::SIGBUS && self.code == libc::BUS_ADRERR && self.address >> 12 == address >> 12
+        // Only the kernel itself can say BUS_ADRERR; a library's own thread can queue the signal.
+        let code = [libc::BUS_ADRERR, libc::SI_QUEUE].contains(&self.code);
+        self.signal == libc::SIGBUS && code && self.address >> 12 == address >> 12
     }
 }
 

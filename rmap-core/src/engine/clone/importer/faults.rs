@@ -8,7 +8,6 @@ use crate::range::Range;
 use crate::sys::event::Poller;
 use crate::sys::memory::{HUGE_PAGE, PAGE};
 use crate::sys::procfs::{self, Blocked};
-use crate::sys::signal;
 use crate::sys::uffd::Event;
 use std::os::fd::OwnedFd;
 
@@ -155,7 +154,7 @@ impl Importer {
             }
             if procfs::signal_held_back(waiter.thread, libc::SIGBUS) {
                 hard = true;
-            } else if let Err(errno) = signal::bus_error(waiter.thread, waiter.addr) {
+            } else if let Err(errno) = self.bus_errors.raise(waiter.thread, waiter.addr) {
                 log!(Error, "SIGBUS for thread {}: {errno}", waiter.thread);
                 hard = true;
             }

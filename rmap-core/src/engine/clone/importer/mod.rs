@@ -3,6 +3,7 @@
 //!
 //! All of it belongs to the service thread.
 
+mod bus;
 mod faults;
 mod host;
 mod window;
@@ -19,6 +20,7 @@ use crate::sys::Errno;
 use crate::sys::event::Poller;
 use crate::sys::maps::FileId;
 use crate::sys::uffd::Userfaultfd;
+use bus::BusErrors;
 use core::time::Duration;
 use faults::Waiter;
 use host::Host;
@@ -72,6 +74,7 @@ pub(crate) struct Importer {
     next_request: u32,
     waiters: OwnVec<Waiter>,
     trap: Userfaultfd,
+    bus_errors: BusErrors,
     /// An empty file: what is mapped from it gives SIGBUS.
     nothing: OwnedFd,
 }
@@ -101,6 +104,7 @@ impl Importer {
             waiters: OwnVec::new(),
             trap: Userfaultfd::for_missing_pages()
                 .map_err(missing("userfaultfd for shared memory (Linux 5.11)"))?,
+            bus_errors: BusErrors::new().map_err(failed("mmap"))?,
             nothing: nothing.map_err(missing("memfd_create"))?,
         })
     }

@@ -158,7 +158,10 @@ impl Importer {
         object: BorrowedFd<'_>,
         writable: bool,
     ) -> SysResult<()> {
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // A read-only descriptor cannot be trapped when mapped shared. Mapped private it shows the same pages for as
+        // long as nobody writes, and what a thread that lifts the protection writes stays its own.
+        let kind = if writable { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        let flags = kind | MapFlags::NORESERVE;
         let (start, len) = (range.start(), range.len());
         // SAFETY: a reservation, a part of a window, or a place that the caller of attach has named.
         unsafe { memory::map_over(start, len, protection(writable), flags, object, remote as u64) }?;
