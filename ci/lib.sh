@@ -6,7 +6,7 @@
 umask 022
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
-TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
+TARGET=$(cd "$ROOT" && realpath -m "${CARGO_TARGET_DIR:-target}")
 USER_ID=65534
 
 say() { printf '\n== %s\n' "$*"; }

@@ -26,7 +26,7 @@ cargo test --workspace --no-run "${profile[@]}" --message-format=json-render-dia
 # One line per test program: the folder of its package, and its path.
 sed -n '/"reason":"compiler-artifact"/ { /"profile":{[^}]*"test":true/ {
     s|.*"manifest_path":"\([^"]*\)/Cargo.toml".*"executable":"\([^"]*\)".*|\1 \2|p
-} }' "$scratch/messages" >"$scratch/programs"
+} }' "$scratch/messages" | sort >"$scratch/programs"
 [ -s "$scratch/programs" ] || die "no test programs found"
 
 # Where only root can enter the checkout, the ordinary user gets copies.

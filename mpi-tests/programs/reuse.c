@@ -33,6 +33,8 @@ static void pass(unsigned char *buffer, size_t size, enum expect expect, const c
 {
     if (sending) {
         MPI_Send(buffer, (int)size, MPI_BYTE, peer, 1, MPI_COMM_WORLD);
+        if (expect == PATTERN)
+            check(buffer, size, seed_now(size), "sender's memory after the send", my_rank);
     } else {
         unsigned char *recv = allocate(size);
 

@@ -89,11 +89,7 @@ impl Attachment {
     fn aligned<T>(&self, offset: usize) -> Result<*mut T> {
         self.writable()?;
         let at: *mut T = self.at(offset, size_of::<T>())?.cast();
-        if at.is_aligned() {
-            Ok(at)
-        } else {
-            Err(Error::Invalid("not aligned for an atomic"))
-        }
+        if at.is_aligned() { Ok(at) } else { Err(Error::Invalid("not aligned for an atomic")) }
     }
 
     /// Four bytes as an atomic, shared with the exporter.

@@ -16,10 +16,7 @@ pub(crate) struct Config {
 impl Config {
     pub(crate) fn from_environment() -> Self {
         let text = |name| std::env::var(name).unwrap_or_default();
-        let seconds = text("RMAP_PEER_TIMEOUT")
-            .parse()
-            .ok()
-            .filter(|s: &f64| s.is_finite() && *s > 0.0);
+        let seconds = text("RMAP_PEER_TIMEOUT").parse().ok().filter(|s: &f64| s.is_finite() && *s > 0.0);
         Self {
             disabled: !matches!(text("RMAP_DISABLE").as_str(), "" | "0" | "n" | "no" | "false"),
             peer_timeout: seconds.map(|s| Duration::from_secs_f64(s.min(1e9))),

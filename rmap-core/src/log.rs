@@ -19,11 +19,7 @@ static LIMIT: AtomicU8 = AtomicU8::new(0);
 
 /// Reads `RMAP_LOG`.
 pub(crate) fn set_from_environment() {
-    let limit = match std::env::var("RMAP_LOG")
-        .unwrap_or_default()
-        .to_ascii_lowercase()
-        .as_str()
-    {
+    let limit = match std::env::var("RMAP_LOG").unwrap_or_default().to_ascii_lowercase().as_str() {
         "error" => 1,
         "warn" => 2,
         "info" => 3,
@@ -64,10 +60,7 @@ pub(crate) fn write(level: Level, args: core::fmt::Arguments<'_>) {
         Level::Debug => "debug",
         Level::Trace => "trace",
     };
-    let mut line = Line {
-        bytes: [0; 512],
-        len: 0,
-    };
+    let mut line = Line { bytes: [0; 512], len: 0 };
     let pid = rustix::process::getpid().as_raw_nonzero();
     let _ = write!(line, "rmap {pid} {name}: ");
     let _ = line.write_fmt(args);

@@ -32,9 +32,7 @@ impl Permit {
             Access::ReadWrite => 2,
         };
         let id = process::get(segment.to_raw(), flags, process::PERMIT_MODE)?;
-        Ok(Self {
-            held: Arc::new(Held { id, access }),
-        })
+        Ok(Self { held: Arc::new(Held { id, access }) })
     }
 
     /// Maps `len` bytes of the segment from `offset` on, rounded up to whole pages; `offset` is a multiple of the page size. Nothing is

@@ -107,11 +107,7 @@ impl Tables {
 
 /// The error for an id of another process.
 fn foreign(engine: &dyn Engine, id: Id) -> Error {
-    if engine.is_alive(id.endpoint()) {
-        Error::Denied
-    } else {
-        Error::NoSuchId
-    }
+    if engine.is_alive(id.endpoint()) { Error::Denied } else { Error::NoSuchId }
 }
 
 /// The version of XPMEM that this library stands for.
@@ -180,9 +176,7 @@ pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
         0 | 1 => Access::ReadOnly,
         2 => Access::ReadWrite,
         _ => {
-            return Err(Error::Invalid(
-                "the flags are neither XPMEM_RDONLY nor XPMEM_RDWR",
-            ));
+            return Err(Error::Invalid("the flags are neither XPMEM_RDONLY nor XPMEM_RDWR"));
         }
     };
     if permit_type != PERMIT_MODE {
@@ -212,12 +206,8 @@ pub fn release(apid: i64) -> Result<()> {
     }
     let mut tables = tables();
     let held = tables.permits().remove(&id.counter()).ok_or(Error::NoSuchId)?;
-    let bases: Vec<usize> = tables
-        .attachments
-        .values()
-        .filter(|a| a.permit == id.counter())
-        .map(|a| a.range.start())
-        .collect();
+    let bases: Vec<usize> =
+        tables.attachments.values().filter(|a| a.permit == id.counter()).map(|a| a.range.start()).collect();
     for base in bases {
         tables.attachments.remove(&base);
         engine.unmap(base)?;
@@ -240,28 +230,16 @@ pub fn release(apid: i64) -> Result<()> {
 pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usize> {
     let engine = tables().engine()?;
     let id = Id::from_raw(apid).ok_or(Error::Invalid("not a permit id"))?;
-    if vaddr != 0
-        && vaddr
-            .checked_next_multiple_of(PAGE)
-            .is_none_or(|end| end >= memory::task_size())
-    {
-        return Err(Error::Invalid(
-            "the address is beyond the end of the address space",
-        ));
+    if vaddr != 0 && vaddr.checked_next_multiple_of(PAGE).is_none_or(|end| end >= memory::task_size()) {
+        return Err(Error::Invalid("the address is beyond the end of the address space"));
     }
     if !vaddr.is_multiple_of(PAGE) || !offset.cast_unsigned().is_multiple_of(PAGE as u64) {
-        return Err(Error::Invalid(
-            "address and offset must be multiples of the page size",
-        ));
+        return Err(Error::Invalid("address and offset must be multiples of the page size"));
     }
     if id.endpoint() != engine.endpoint() {
         return Err(foreign(engine, id));
     }
-    let held = tables()
-        .permits()
-        .get(&id.counter())
-        .copied()
-        .ok_or(Error::NoSuchId)?;
+    let held = tables().permits().get(&id.counter()).copied().ok_or(Error::NoSuchId)?;
     let grant = held.opened.grant;
     let segment = held.opened.range;
     let size = size.checked_next_multiple_of(PAGE).unwrap_or(0);
@@ -289,13 +267,7 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
         engine.unmap(base)?;
         return Err(Error::NoSuchId);
     }
-    tables.attachments.insert(
-        base,
-        Attached {
-            range,
-            permit: id.counter(),
-        },
-    );
+    tables.attachments.insert(base, Attached { range, permit: id.counter() });
     Ok(base)
 }
 
@@ -308,8 +280,9 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
 /// Nobody may use the attachment afterwards.
 pub unsafe fn detach(vaddr: usize) -> Result<()> {
     let mut tables = tables();
-    let engine = tables.engine()?;
-    if let Some(attached) = tables.attachment(vaddr) {
+    tables.usable()?;
+    // No engine is started for this: what it maps could be at the very address that is asked for.
+    if let (Some(engine), Some(attached)) = (tables.engine, tables.attachment(vaddr)) {
         tables.attachments.remove(&attached.range.start());
         return engine.unmap(attached.range.start());
     }
@@ -333,11 +306,7 @@ fn follow_forks() {
     ONCE.call_once(|| {
         // SAFETY: the handlers stay in memory: the library is never unloaded.
         unsafe {
-            libc::pthread_atfork(
-                Some(before_fork),
-                Some(after_fork_in_parent),
-                Some(after_fork_in_child),
-            )
+            libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child))
         };
     });
 }

@@ -29,10 +29,7 @@ impl Range {
     /// The page that holds `addr`.
     pub(crate) fn page_at(addr: usize) -> Self {
         let start = addr.min(LIMIT - 1) & !(PAGE - 1);
-        Self {
-            start,
-            end: start + PAGE,
-        }
+        Self { start, end: start + PAGE }
     }
 
     /// The first address.
@@ -80,10 +77,7 @@ impl Range {
 
     /// The smallest range that covers both.
     pub(crate) fn join(self, other: Self) -> Self {
-        Self {
-            start: self.start.min(other.start),
-            end: self.end.max(other.end),
-        }
+        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
     }
 
     /// The same range, `to - from` higher.

@@ -430,6 +430,16 @@ impl Actor {
             .collect()
     }
 
+    /// Checks that pages are no attachment any more, of memory that has the stamps of [`Actor::fill`]. What the kernel
+    /// has put there since is another matter.
+    #[track_caller]
+    pub fn expect_gone(&mut self, address: usize, pages: usize, stamp: u64) {
+        for (page, seen) in self.look(address, pages).into_iter().enumerate() {
+            let attached = seen == Seen::Hole || seen == Seen::Stamp(stamp + page as u64);
+            assert!(!attached, "page {page} at {address:#x} still shows {seen:?}");
+        }
+    }
+
     /// What `process_vm_readv` finds in the pages of the actor. `None` is a page that cannot be read.
     pub fn oracle(&self, address: usize, pages: usize) -> Vec<Option<Seen>> {
         (0..pages)
@@ -651,7 +661,9 @@ impl Actor {
     /// Stops it with SIGSTOP and waits until all its threads are.
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
-        self.wait_until("a process is stopped", || crate::state_of(self.pid) == Some('T'));
+        // A thread may be stopped by another kind of stop already.
+        let still = |tid: &i32| matches!(crate::maps::task_state(self.pid, *tid), None | Some('T' | 't' | 'Z' | 'X'));
+        self.wait_until("a process is stopped", || crate::tasks(self.pid).iter().all(still));
     }
 
     /// Undoes [`Actor::freeze`].

@@ -76,6 +76,11 @@ pub fn state_of(pid: i32) -> Option<char> {
     stat(&format!("/proc/{pid}/stat"), 0)?.chars().next()
 }
 
+/// The state letter of a thread, or `None` if there is no such thread.
+pub(crate) fn task_state(pid: i32, tid: i32) -> Option<char> {
+    stat(&format!("/proc/{pid}/task/{tid}/stat"), 0)?.chars().next()
+}
+
 /// The parent of a process, or `None` if there is no such process.
 pub fn parent_of(pid: i32) -> Option<i32> {
     stat(&format!("/proc/{pid}/stat"), 1)?.parse().ok()

@@ -374,24 +374,22 @@ fn joins_of_threads_whose_stack_became_shared_end() {
     }
 }
 
-/// Touches all that the exporter has, but for the files it runs.
+/// Touches some of everything that the exporter has, through windows as the runtimes make them.
 fn touch_everything(scene: &mut Scene) {
     let window = 2 << 20;
-    let mut starts: Vec<usize> = maps(scene.exporter.pid())
-        .iter()
-        .filter(|mapping| mapping.writable() && mapping.range.end < 0x7fff_ffff_f000)
-        .flat_map(|mapping| {
-            let first = mapping.range.start / window * window;
-            // Huge reservations: their beginning is enough.
-            (first..mapping.range.end).step_by(window).take(40)
-        })
-        .collect();
-    starts.sort_unstable();
-    starts.dedup();
-    for start in starts {
-        let here = scene.importer.attach(scene.apid, start, window);
-        scene.importer.look(here, window / PAGE);
-        scene.importer.detach(here);
+    for mapping in maps(scene.exporter.pid()) {
+        if !mapping.writable() || mapping.range.end > 0x7fff_ffff_f000 {
+            continue;
+        }
+        let pages = mapping.range.len() / PAGE;
+        for page in [0, scene.random.below(pages), scene.random.below(pages), pages - 1] {
+            let remote = mapping.range.start + page * PAGE;
+            let start = remote / window * window;
+            let here = scene.importer.attach(scene.apid, start, window);
+            // Gone already, or not: both are well.
+            scene.importer.look(here + (remote - start), 1);
+            scene.importer.detach(here);
+        }
     }
 }
 

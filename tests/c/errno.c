@@ -7,6 +7,7 @@
 #include "harness.h"
 
 #include <limits.h>
+#include <sched.h>
 #include <sys/resource.h>
 
 extern int xpmem_init(void);
@@ -20,6 +21,16 @@ static struct peer alive;
 static xpmem_segid_t alive_segid, alive_removed_segid, dead_segid;
 static xpmem_apid_t alive_apid, alive_released_apid, dead_apid;
 static uintptr_t alive_memory;
+
+/*
+ * waitpid() says that a process is gone a moment before the last of its descriptors is closed: the library's process that
+ * stops its threads shares them. Until then its ids are those of a live process.
+ */
+static void await_end_of(xpmem_segid_t segid)
+{
+	while (xpmem_remove(segid) == -1 && errno == EACCES)
+		sched_yield();
+}
 
 static void start_peers(void)
 {
@@ -38,6 +49,7 @@ static void start_peers(void)
 	dead_segid = must(ask(dead, PEER_MAKE, 0, -1, 0666, 0), "make");
 	dead_apid = must(ask(dead, PEER_GET, dead_segid, XPMEM_RDWR, 0, 0), "get");
 	end_peer(dead);
+	await_end_of(dead_segid);
 }
 
 static void test_version(void)
@@ -56,6 +68,16 @@ static void test_version(void)
 		    "xpmem_version() with RMAP_DISABLE=1");
 	check_fails(ask(p, PEER_MAKE, 0, -1, 0600, 0), ENOENT, __FILE__, __LINE__,
 		    "xpmem_make() with RMAP_DISABLE=1");
+	check_fails(ask(p, PEER_REMOVE, -1, 0, 0, 0), ENOENT, __FILE__, __LINE__,
+		    "xpmem_remove() with RMAP_DISABLE=1");
+	check_fails(ask(p, PEER_GET, alive_segid, XPMEM_RDWR, 0, 0), ENOENT, __FILE__, __LINE__,
+		    "xpmem_get() with RMAP_DISABLE=1");
+	check_fails(ask(p, PEER_RELEASE, -1, 0, 0, 0), ENOENT, __FILE__, __LINE__,
+		    "xpmem_release() with RMAP_DISABLE=1");
+	check_fails(ask(p, PEER_ATTACH, alive_apid, 0, (long long)page, 0), ENOENT, __FILE__, __LINE__,
+		    "xpmem_attach() with RMAP_DISABLE=1");
+	check_fails(ask(p, PEER_DETACH, 0, 0, 0, 0), ENOENT, __FILE__, __LINE__,
+		    "xpmem_detach() with RMAP_DISABLE=1");
 	end_peer(p);
 }
 
@@ -562,6 +584,7 @@ static void test_fork(void)
 	/* the parent goes, the child stays */
 	kill(p.pid, SIGKILL);
 	waitpid(p.pid, NULL, 0);
+	await_end_of(segid);
 	check_fails(ask_at(child, PEER_REMOVE, segid, 0, 0, 0), ENOENT, __FILE__, __LINE__,
 		    "child of a dead parent: xpmem_remove() of its segment");
 	check_fails(ask_at(child, PEER_RELEASE, apid, 0, 0, 0), ENOENT, __FILE__, __LINE__,
@@ -592,6 +615,7 @@ static void test_death(void)
 	GIVES(second, char *, attach(apid, 0, page, 0));
 	LOADS(at, 33);
 	end_peer(p);
+	await_end_of(segid);
 	LOADS(at, 33);
 	LOAD_RAISES(second, SIGBUS);
 	FAILS(attach(apid, memory, page, 0), ENOENT);

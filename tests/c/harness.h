@@ -321,9 +321,8 @@ UNUSED static void check_signal(struct outcome o, int signal, const void *at, co
 {
 	int good = o.signal == signal && o.address == (uintptr_t)at;
 
-	/* The kernel lets no other thread claim BUS_ADRERR. */
 	if (signal == SIGBUS)
-		good = good && (o.code == BUS_ADRERR || o.code == SI_QUEUE);
+		good = good && o.code == BUS_ADRERR;
 	check(good, file, line, "%s: signal %d (signal %d, code %d, address off by %lld)", text, signal, o.signal,
 	      o.code, o.signal ? (long long)(o.address - (uintptr_t)at) : 0LL);
 }

@@ -56,14 +56,8 @@ fn pointer(addr: u64) -> *mut c_void {
 
 /// Copies a struct between this process's memory and itself through the kernel, which checks the address.
 fn copy<T>(from: *const T, to: *mut T) -> bool {
-    let local = libc::iovec {
-        iov_base: to.cast(),
-        iov_len: size_of::<T>(),
-    };
-    let remote = libc::iovec {
-        iov_base: from.cast_mut().cast(),
-        iov_len: size_of::<T>(),
-    };
+    let local = libc::iovec { iov_base: to.cast(), iov_len: size_of::<T>() };
+    let remote = libc::iovec { iov_base: from.cast_mut().cast(), iov_len: size_of::<T>() };
     // SAFETY: the kernel checks both sides; one is a live local of this module, the other the caller's.
     let copied = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
     if copied == size_of::<T>() as isize {
@@ -85,12 +79,8 @@ pub(super) unsafe fn perform(command: c_int, argument: *mut c_void) -> c_int {
     match command {
         VERSION => xpmem_version(),
         MAKE => read::<Make>(argument).map_or(-1, |mut make| {
-            make.segid = xpmem_make(
-                pointer(make.vaddr),
-                make.size,
-                make.permit_type,
-                pointer(make.permit_value),
-            );
+            make.segid =
+                xpmem_make(pointer(make.vaddr), make.size, make.permit_type, pointer(make.permit_value));
             give_back(make.segid, &make, argument, || xpmem_remove(make.segid))
         }),
         REMOVE => read::<i64>(argument).map_or(-1, |segid| xpmem_remove(segid)),
@@ -104,17 +94,12 @@ pub(super) unsafe fn perform(command: c_int, argument: *mut c_void) -> c_int {
         }),
         RELEASE => read::<i64>(argument).map_or(-1, |apid| xpmem_release(apid)),
         ATTACH => read::<Attach>(argument).map_or(-1, |mut attach| {
-            let addr = XpmemAddr {
-                apid: attach.apid,
-                offset: attach.offset,
-            };
+            let addr = XpmemAddr { apid: attach.apid, offset: attach.offset };
             // SAFETY: the caller's promise.
             let base = unsafe { xpmem_attach(addr, attach.size, pointer(attach.vaddr)) };
             attach.vaddr = base.addr() as u64;
             // SAFETY: undone at once, so nobody has used it.
-            give_back(base.addr() as i64, &attach, argument, || unsafe {
-                xpmem_detach(base)
-            })
+            give_back(base.addr() as i64, &attach, argument, || unsafe { xpmem_detach(base) })
         }),
         // SAFETY: the caller's promise.
         DETACH => read::<u64>(argument).map_or(-1, |vaddr| unsafe { xpmem_detach(pointer(vaddr)) }),

@@ -90,10 +90,7 @@ pub extern "C" fn xpmem_release(apid: i64) -> c_int {
 pub unsafe extern "C" fn xpmem_attach(addr: XpmemAddr, size: usize, vaddr: *mut c_void) -> *mut c_void {
     // SAFETY: the caller's promise.
     let attached = keeping_errno(|| unsafe { process::attach(addr.apid, addr.offset, size, vaddr.addr()) });
-    attached.map_or(
-        ptr::without_provenance_mut(usize::MAX),
-        ptr::with_exposed_provenance_mut,
-    )
+    attached.map_or(ptr::without_provenance_mut(usize::MAX), ptr::with_exposed_provenance_mut)
 }
 
 /// Removes the attachment that covers `vaddr`.

@@ -61,13 +61,7 @@ impl OwnMemory {
         let len = len.max(1).checked_next_multiple_of(PAGE).ok_or(Errno::NOMEM)?;
         let file = file()?;
         let offset = NEXT_OFFSET.fetch_add(len as u64, Ordering::Relaxed);
-        let addr = memory::map(
-            len,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED,
-            file,
-            offset,
-        )?;
+        let addr = memory::map(len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, file, offset)?;
         memory::advise(addr, len, libc::MADV_DONTFORK)?;
         Ok(Self { addr, len, offset })
     }

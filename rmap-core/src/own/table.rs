@@ -31,28 +31,19 @@ impl<V: Copy + PartialEq> RangeTable<V> {
 
     /// The span that covers `addr`.
     pub(crate) fn at(&self, addr: usize) -> Option<Span<V>> {
-        self.next_in(Range::page_at(addr))
-            .filter(|span| span.range.contains(addr))
+        self.next_in(Range::page_at(addr)).filter(|span| span.range.contains(addr))
     }
 
     /// The first span that overlaps `range`, whole.
     pub(crate) fn next_in(&self, range: Range) -> Option<Span<V>> {
-        self.spans
-            .get(self.index_from(range.start()))
-            .copied()
-            .filter(|span| span.range.overlaps(range))
+        self.spans.get(self.index_from(range.start())).copied().filter(|span| span.range.overlaps(range))
     }
 
     /// The parts of spans inside `range`, in order.
     pub(crate) fn within(&self, range: Range) -> impl Iterator<Item = Span<V>> + '_ {
         self.spans[self.index_from(range.start())..]
             .iter()
-            .map_while(move |span| {
-                Some(Span {
-                    range: span.range.intersection(range)?,
-                    value: span.value,
-                })
-            })
+            .map_while(move |span| Some(Span { range: span.range.intersection(range)?, value: span.value }))
     }
 
     /// All spans, in order.
@@ -91,13 +82,7 @@ impl<V: Copy + PartialEq> RangeTable<V> {
                 }
                 (Some(below), Some(above)) => {
                     self.spans[index].range = below;
-                    self.spans.insert(
-                        index + 1,
-                        Span {
-                            range: above,
-                            value: span.value,
-                        },
-                    )?;
+                    self.spans.insert(index + 1, Span { range: above, value: span.value })?;
                     break;
                 }
             }
@@ -114,10 +99,7 @@ impl<V: Copy + PartialEq> RangeTable<V> {
         self.remove(range)?;
         let mut index = self.index_from(range.start());
         let mut range = range;
-        let below = index
-            .checked_sub(1)
-            .and_then(|below| self.spans.get(below))
-            .copied();
+        let below = index.checked_sub(1).and_then(|below| self.spans.get(below)).copied();
         if let Some(span) = below.filter(|s| s.range.end() == range.start() && s.value == value) {
             range = span.range.join(range);
             index -= 1;

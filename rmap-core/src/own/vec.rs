@@ -18,11 +18,7 @@ pub(crate) struct OwnVec<T> {
 impl<T> OwnVec<T> {
     pub(crate) const fn new() -> Self {
         const { assert!(align_of::<T>() <= 4096 && size_of::<T>() > 0) };
-        Self {
-            memory: None,
-            len: 0,
-            items: PhantomData,
-        }
+        Self { memory: None, len: 0, items: PhantomData }
     }
 
     fn base(&self) -> *mut T {
@@ -33,9 +29,7 @@ impl<T> OwnVec<T> {
     }
 
     fn capacity(&self) -> usize {
-        self.memory
-            .as_ref()
-            .map_or(0, |memory| memory.len() / size_of::<T>())
+        self.memory.as_ref().map_or(0, |memory| memory.len() / size_of::<T>())
     }
 
     /// Makes room for `more` further items.

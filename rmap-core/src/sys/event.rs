@@ -19,17 +19,12 @@ pub(crate) struct Ready {
 
 impl Poller {
     pub(crate) fn new() -> SysResult<Self> {
-        Ok(Self(rustix::event::epoll::create(
-            rustix::event::epoll::CreateFlags::CLOEXEC,
-        )?))
+        Ok(Self(rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?))
     }
 
     fn control(&self, op: i32, fd: i32, token: u64, writable: bool) -> SysResult<()> {
         let events = libc::EPOLLIN | libc::EPOLLRDHUP | if writable { libc::EPOLLOUT } else { 0 };
-        let event = libc::epoll_event {
-            events: events as u32,
-            u64: token,
-        };
+        let event = libc::epoll_event { events: events as u32, u64: token };
         let args = [
             self.0.as_raw_fd() as usize,
             op as usize,
@@ -50,6 +45,11 @@ impl Poller {
     /// Watches `fd` for input and, if `writable`, for room to write.
     pub(crate) fn change(&self, fd: impl AsFd, token: u64, writable: bool) -> SysResult<()> {
         self.control(libc::EPOLL_CTL_MOD, fd.as_fd().as_raw_fd(), token, writable)
+    }
+
+    /// Watches `fd` no more.
+    pub(crate) fn remove(&self, fd: impl AsFd) {
+        let _ = self.control(libc::EPOLL_CTL_DEL, fd.as_fd().as_raw_fd(), 0, false);
     }
 
     /// Sleeps until something is ready, at most for `limit`; calls `each` for every ready descriptor.
@@ -113,14 +113,7 @@ pub(crate) fn ring_raw(fd: i32) {
     let _ = unsafe {
         raw::syscall(
             libc::SYS_write,
-            [
-                fd as usize,
-                core::ptr::from_ref(&one).expose_provenance(),
-                8,
-                0,
-                0,
-                0,
-            ],
+            [fd as usize, core::ptr::from_ref(&one).expose_provenance(), 8, 0, 0, 0],
         )
     };
 }

@@ -15,11 +15,7 @@ fn flags(writable: bool) -> OFlags {
 
 fn open_as(path: &CStr, file: FileId, writable: bool) -> SysResult<OwnedFd> {
     let fd = rustix::fs::open(path, flags(writable), Mode::empty())?;
-    if FileId::of(&fd)? == file {
-        Ok(fd)
-    } else {
-        Err(Errno::STALE)
-    }
+    if FileId::of(&fd)? == file { Ok(fd) } else { Err(Errno::STALE) }
 }
 
 /// A new descriptor of the same file as `fd`, with its own access mode.

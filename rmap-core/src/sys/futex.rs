@@ -11,23 +11,14 @@ const WAKE: usize = libc::FUTEX_WAKE as usize | libc::FUTEX_PRIVATE_FLAG as usiz
 ///
 /// True if the limit passed.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) -> bool {
-    let timeout = limit.map(|d| libc::timespec {
-        tv_sec: d.as_secs() as i64,
-        tv_nsec: i64::from(d.subsec_nanos()),
-    });
+    let timeout =
+        limit.map(|d| libc::timespec { tv_sec: d.as_secs() as i64, tv_nsec: i64::from(d.subsec_nanos()) });
     let timeout = timeout.as_ref().map_or(0, |t| core::ptr::from_ref(t).addr());
     // SAFETY: the word and the timeout live through the call; FUTEX_WAIT only reads them.
     let result = unsafe {
         raw::syscall(
             libc::SYS_futex,
-            [
-                core::ptr::from_ref(word).expose_provenance(),
-                WAIT,
-                expected as usize,
-                timeout,
-                0,
-                0,
-            ],
+            [core::ptr::from_ref(word).expose_provenance(), WAIT, expected as usize, timeout, 0, 0],
         )
     };
     result == Err(Errno::TIMEDOUT)
@@ -39,14 +30,7 @@ pub(crate) fn wake(word: &AtomicU32) {
     let _ = unsafe {
         raw::syscall(
             libc::SYS_futex,
-            [
-                core::ptr::from_ref(word).expose_provenance(),
-                WAKE,
-                i32::MAX as usize,
-                0,
-                0,
-                0,
-            ],
+            [core::ptr::from_ref(word).expose_provenance(), WAKE, i32::MAX as usize, 0, 0, 0],
         )
     };
 }

@@ -41,9 +41,7 @@ pub(crate) struct Vma {
 impl Vma {
     /// The file offset that `addr` shows.
     pub(crate) fn offset_of(&self, addr: usize) -> u64 {
-        self.offset
-            .wrapping_add(addr as u64)
-            .wrapping_sub(self.start as u64)
+        self.offset.wrapping_add(addr as u64).wrapping_sub(self.start as u64)
     }
 }
 
@@ -103,11 +101,7 @@ fn parse(line: &[u8]) -> Option<(Vma, &[u8])> {
     let inode = procfs::number(words.next()?, 10);
     let path = words.next().unwrap_or_default().trim_ascii_start();
     let has = |letter: u8, flag| {
-        if flags.contains(&letter) {
-            flag
-        } else {
-            ProtFlags::empty()
-        }
+        if flags.contains(&letter) { flag } else { ProtFlags::empty() }
     };
     let file = FileId {
         major: procfs::number(device.next()?, 16) as u32,
@@ -158,10 +152,7 @@ const COVERING_OR_NEXT: u64 = 0x10;
 
 impl MapsQuery {
     pub(crate) fn new() -> SysResult<Self> {
-        Ok(Self {
-            fd: procfs::open(c"/proc/self/maps")?,
-            supported: AtomicBool::new(true),
-        })
+        Ok(Self { fd: procfs::open(c"/proc/self/maps")?, supported: AtomicBool::new(true) })
     }
 
     pub(crate) fn descriptor(&self) -> i32 {
@@ -202,24 +193,11 @@ impl MapsQuery {
         };
         let pointer = core::ptr::from_mut(&mut args).expose_provenance();
         // SAFETY: PROCMAP_QUERY fills the struct, whose size it is told; name and build id are not asked for.
-        unsafe {
-            raw::syscall(
-                libc::SYS_ioctl,
-                [self.fd.as_raw_fd() as usize, QUERY, pointer, 0, 0, 0],
-            )
-        }?;
+        unsafe { raw::syscall(libc::SYS_ioctl, [self.fd.as_raw_fd() as usize, QUERY, pointer, 0, 0, 0]) }?;
         let has = |bit, flag| {
-            if args.vma_flags & bit != 0 {
-                flag
-            } else {
-                ProtFlags::empty()
-            }
+            if args.vma_flags & bit != 0 { flag } else { ProtFlags::empty() }
         };
-        let file = FileId {
-            major: args.major,
-            minor: args.minor,
-            inode: args.inode,
-        };
+        let file = FileId { major: args.major, minor: args.minor, inode: args.inode };
         Ok(Vma {
             start: args.vma_start as usize,
             end: args.vma_end as usize,
@@ -264,10 +242,7 @@ pub(crate) fn attributes(addr: usize) -> SysResult<Attributes> {
         while let Some(len) = buffer[start..filled].iter().position(|b| *b == b'\n') {
             let line = &buffer[start..start + len];
             start += len + 1;
-            if line
-                .first()
-                .is_some_and(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
-            {
+            if line.first().is_some_and(|b| b.is_ascii_digit() || b.is_ascii_lowercase()) {
                 if inside {
                     return Ok(found);
                 }
@@ -313,14 +288,7 @@ mod tests {
         assert_eq!((vma.start, vma.end, vma.offset), (0x7f00, 0x8f00, 0x2000));
         assert!(vma.shared);
         assert_eq!(vma.prot, ProtFlags::READ | ProtFlags::WRITE);
-        assert_eq!(
-            vma.file,
-            Some(FileId {
-                major: 0,
-                minor: 1,
-                inode: 1234
-            })
-        );
+        assert_eq!(vma.file, Some(FileId { major: 0, minor: 1, inode: 1234 }));
         assert_eq!(path, b"/memfd:x (deleted)");
         assert_eq!(parse(b"7f00-8f00 ---p 00000000 00:00 0").unwrap().0.file, None);
     }
@@ -340,9 +308,6 @@ mod tests {
         let queried = query.at(here).unwrap();
         let text = text.unwrap();
         // The stack may have grown in between.
-        assert_eq!(
-            (queried.end, queried.prot, queried.shared),
-            (text.end, text.prot, text.shared)
-        );
+        assert_eq!((queried.end, queried.prot, queried.shared), (text.end, text.prot, text.shared));
     }
 }

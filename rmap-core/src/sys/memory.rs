@@ -36,12 +36,7 @@ pub(crate) fn map(
 pub(crate) fn map_anonymous(len: usize, prot: ProtFlags, flags: MapFlags) -> SysResult<usize> {
     // SAFETY: without MAP_FIXED a new mapping overlaps nothing that exists.
     let at = unsafe {
-        mm::mmap_anonymous(
-            ptr::null_mut(),
-            len,
-            prot,
-            (flags | MapFlags::PRIVATE) - MapFlags::FIXED,
-        )
+        mm::mmap_anonymous(ptr::null_mut(), len, prot, (flags | MapFlags::PRIVATE) - MapFlags::FIXED)
     }?;
     Ok(at.expose_provenance())
 }
@@ -115,13 +110,8 @@ pub(crate) fn lock(addr: usize, len: usize) -> SysResult<()> {
 /// As [`protect`].
 pub(crate) unsafe fn protect_with_key(addr: usize, len: usize, prot: ProtFlags, key: u32) -> SysResult<()> {
     // SAFETY: the caller's promise.
-    unsafe {
-        raw::syscall(
-            libc::SYS_pkey_mprotect,
-            [addr, len, prot.bits() as usize, key as usize, 0, 0],
-        )
-    }
-    .map(drop)
+    unsafe { raw::syscall(libc::SYS_pkey_mprotect, [addr, len, prot.bits() as usize, key as usize, 0, 0]) }
+        .map(drop)
 }
 
 /// Creates a sparse file in memory of `size` bytes that nobody can grow or shrink, readable and writable only through its descriptors
@@ -144,12 +134,7 @@ pub(crate) fn sealed_memfd(name: &core::ffi::CStr, size: u64) -> SysResult<Owned
 
 /// Frees the pages of `[offset, offset + len)`: every mapping of them, in any process, loses them before this returns.
 pub(crate) fn punch(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
-    rustix::fs::fallocate(
-        fd,
-        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-        offset,
-        len,
-    )
+    rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
 }
 
 /// Gives `[offset, offset + len)` zeroed pages where it has none.
@@ -196,11 +181,7 @@ pub(crate) fn task_size() -> usize {
         Ok(at) => {
             // SAFETY: the page was just mapped and nobody knows it.
             let _ = unsafe { mm::munmap(at, PAGE) };
-            if at.addr() == probe {
-                FIVE_LEVELS
-            } else {
-                FOUR_LEVELS
-            }
+            if at.addr() == probe { FIVE_LEVELS } else { FOUR_LEVELS }
         }
         Err(Errno::EXIST) => FIVE_LEVELS,
         Err(_) => FOUR_LEVELS,

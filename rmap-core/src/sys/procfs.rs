@@ -14,10 +14,7 @@ pub(crate) struct PathBuffer {
 
 impl PathBuffer {
     pub(crate) fn format(args: core::fmt::Arguments<'_>) -> Self {
-        let mut path = Self {
-            bytes: [0; 96],
-            len: 0,
-        };
+        let mut path = Self { bytes: [0; 96], len: 0 };
         let _ = path.write_fmt(args);
         path
     }
@@ -62,9 +59,7 @@ pub(crate) fn read_small<'a>(path: &CStr, buffer: &'a mut [u8]) -> SysResult<&'a
 
 /// The number after `key` in text of the form `key: value`, in base `radix`.
 pub(crate) fn field(text: &[u8], key: &[u8], radix: u64) -> Option<u64> {
-    let at = text
-        .split(|b| *b == b'\n')
-        .find_map(|line| line.strip_prefix(key))?;
+    let at = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(key))?;
     let start = at.iter().position(u8::is_ascii_hexdigit)?;
     Some(number(&at[start..], radix))
 }
@@ -73,9 +68,7 @@ pub(crate) fn field(text: &[u8], key: &[u8], radix: u64) -> Option<u64> {
 pub(crate) fn number(text: &[u8], radix: u64) -> u64 {
     text.iter()
         .map_while(|b| (*b as char).to_digit(radix as u32))
-        .fold(0, |sum: u64, digit| {
-            sum.wrapping_mul(radix).wrapping_add(u64::from(digit))
-        })
+        .fold(0, |sum: u64, digit| sum.wrapping_mul(radix).wrapping_add(u64::from(digit)))
 }
 
 /// Calls `each` with the number that names each entry of an open directory; other entries are passed over.
@@ -119,10 +112,7 @@ pub(crate) fn blocked(tid: u32) -> Option<Blocked> {
     for arg in &mut args {
         *arg = number(words.next()?.strip_prefix(b"0x")?, 16) as usize;
     }
-    Some(Blocked::In {
-        call: number(call, 10) as i64,
-        args,
-    })
+    Some(Blocked::In { call: number(call, 10) as i64, args })
 }
 
 /// Whether thread `tid` waits for a userfaultfd event to be read. `None` where the kernel does not tell.
@@ -145,9 +135,7 @@ pub(crate) fn signal_held_back(tid: u32, number: i32) -> bool {
         return true;
     };
     let bit = 1 << (number - 1);
-    [&b"SigBlk:"[..], b"SigIgn:"]
-        .iter()
-        .any(|key| field(text, key, 16).is_none_or(|mask| mask & bit != 0))
+    [&b"SigBlk:"[..], b"SigIgn:"].iter().any(|key| field(text, key, 16).is_none_or(|mask| mask & bit != 0))
 }
 
 #[cfg(test)]

@@ -50,12 +50,7 @@ pub(crate) fn set_signal_info(tid: u32, info: usize) -> SysResult<()> {
 
 fn peek(tid: u32, offset: usize) -> SysResult<isize> {
     let mut word = 0isize;
-    ptrace(
-        PEEKUSER,
-        tid,
-        offset,
-        core::ptr::from_mut(&mut word).expose_provenance(),
-    )?;
+    ptrace(PEEKUSER, tid, offset, core::ptr::from_mut(&mut word).expose_provenance())?;
     Ok(word)
 }
 
@@ -140,10 +135,6 @@ pub(crate) fn wait() -> SysResult<(u32, Change)> {
 /// Tells Yama which process may trace this one; 0 takes the exception back.
 pub(crate) fn allow_tracer(pid: u32) {
     // SAFETY: sets an attribute of this process.
-    let _ = unsafe {
-        raw::syscall(
-            libc::SYS_prctl,
-            [libc::PR_SET_PTRACER as usize, pid as usize, 0, 0, 0, 0],
-        )
-    };
+    let _ =
+        unsafe { raw::syscall(libc::SYS_prctl, [libc::PR_SET_PTRACER as usize, pid as usize, 0, 0, 0, 0]) };
 }

@@ -40,12 +40,8 @@ pub(crate) fn listen(name: &[u8]) -> SysResult<OwnedFd> {
 /// # Errors
 /// `ECONNREFUSED` if nobody listens.
 pub(crate) fn connect(name: &[u8]) -> SysResult<OwnedFd> {
-    let fd = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let fd =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let address = address(name)?;
     loop {
         match rustix::net::connect(&fd, &address) {
@@ -84,12 +80,7 @@ fn option(fd: impl AsFd, name: i32, into: usize, len: &mut u32) -> SysResult<()>
 pub(crate) fn peer(fd: impl AsFd) -> SysResult<Peer> {
     let mut credentials = [0u32; 3];
     let mut len = size_of_val(&credentials) as u32;
-    option(
-        fd,
-        libc::SO_PEERCRED,
-        credentials.as_mut_ptr().expose_provenance(),
-        &mut len,
-    )?;
+    option(fd, libc::SO_PEERCRED, credentials.as_mut_ptr().expose_provenance(), &mut len)?;
     let [pid, uid, gid] = credentials;
     Ok(Peer { pid, uid, gid })
 }
@@ -100,12 +91,7 @@ pub(crate) fn peer_has_group(fd: impl AsFd, group: u32) -> bool {
     // NGROUPS_MAX is 65536; the kernel says ERANGE for more than fit here, which counts as no.
     let mut groups = [0u32; 1024];
     let mut len = size_of_val(&groups) as u32;
-    let result = option(
-        fd,
-        SO_PEERGROUPS,
-        groups.as_mut_ptr().expose_provenance(),
-        &mut len,
-    );
+    let result = option(fd, SO_PEERGROUPS, groups.as_mut_ptr().expose_provenance(), &mut len);
     result.is_ok() && groups[..(len as usize / 4).min(groups.len())].contains(&group)
 }
 

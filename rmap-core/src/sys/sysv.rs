@@ -17,20 +17,10 @@ pub(crate) fn info(id: u32) -> SysResult<Info> {
     let (result, data) = unsafe {
         let mut data: libc::shmid_ds = core::mem::zeroed();
         let pointer = core::ptr::from_mut(&mut data).expose_provenance();
-        (
-            raw::syscall(
-                libc::SYS_shmctl,
-                [id as usize, libc::IPC_STAT as usize, pointer, 0, 0, 0],
-            ),
-            data,
-        )
+        (raw::syscall(libc::SYS_shmctl, [id as usize, libc::IPC_STAT as usize, pointer, 0, 0, 0]), data)
     };
     result?;
-    Ok(Info {
-        owner: data.shm_perm.uid,
-        creator: data.shm_perm.cuid,
-        bytes: data.shm_segsz,
-    })
+    Ok(Info { owner: data.shm_perm.uid, creator: data.shm_perm.cuid, bytes: data.shm_segsz })
 }
 
 /// Maps `[offset, offset + len)` of segment `id` over `addr`.

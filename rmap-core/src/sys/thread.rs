@@ -22,11 +22,7 @@ pub(crate) unsafe fn spawn(
         let mut before: libc::sigset_t = core::mem::zeroed();
         libc::pthread_attr_init(&mut attributes);
         libc::pthread_attr_setdetachstate(&mut attributes, libc::PTHREAD_CREATE_DETACHED);
-        libc::pthread_attr_setstack(
-            &mut attributes,
-            core::ptr::with_exposed_provenance_mut(stack),
-            len,
-        );
+        libc::pthread_attr_setstack(&mut attributes, core::ptr::with_exposed_provenance_mut(stack), len);
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
         let result = libc::pthread_create(&mut thread, &attributes, entry, argument);
@@ -34,11 +30,7 @@ pub(crate) unsafe fn spawn(
         libc::pthread_attr_destroy(&mut attributes);
         result
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_raw_os_error(result))
-    }
+    if result == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(result)) }
 }
 
 /// Lets the calling thread run on every core that its process leader may use: MPI binds the thread that started
@@ -118,14 +110,7 @@ impl Sibling {
 
 /// Has the kernel kill the calling process when the thread that started it ends.
 pub(crate) fn die_with_parent() {
-    let args = [
-        libc::PR_SET_PDEATHSIG as usize,
-        libc::SIGKILL as usize,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let args = [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0, 0];
     // SAFETY: sets an attribute of the calling process.
     let _ = unsafe { raw::syscall(libc::SYS_prctl, args) };
 }

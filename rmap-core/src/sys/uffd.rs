@@ -24,16 +24,19 @@ const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 /// Linux 6.7: any kind of mapping may be registered.
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
 
+const IOCTL_WRITEPROTECT: usize = 0xc018_aa06;
+const FAULT_ON_PROTECTED: usize = 2;
+
 const MODE_MISSING: u64 = 1;
 const MODE_WP: u64 = 2;
 
 /// What a userfaultfd reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A thread touched a page that is not there, and sleeps.
-    Missing { addr: usize, thread: u32 },
+    /// A thread touched a page that is not there, or stored to one that is write-protected, and sleeps.
+    Fault { addr: usize, thread: u32, protected: bool },
     /// `mremap` moved a range.
-    Moved,
+    Moved { from: usize, to: usize, len: usize },
     /// `madvise` is about to drop the pages of a range.
     Dropping { start: usize, end: usize },
     /// A range was unmapped.
@@ -63,6 +66,12 @@ struct RangeArgs {
 }
 
 #[repr(C)]
+struct ProtectArgs {
+    range: RangeArgs,
+    mode: u64,
+}
+
+#[repr(C)]
 struct RegisterArgs {
     range: RangeArgs,
     mode: u64,
@@ -75,11 +84,7 @@ fn open(features: u64) -> SysResult<OwnedFd> {
     let fd = unsafe { raw::syscall(libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0]) }?;
     // SAFETY: the kernel just made this descriptor for us.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let mut args = ApiArgs {
-        api: API,
-        features,
-        ioctls: 0,
-    };
+    let mut args = ApiArgs { api: API, features, ioctls: 0 };
     ioctl(&fd, IOCTL_API, &mut args)?;
     Ok(fd)
 }
@@ -91,19 +96,17 @@ fn ioctl<T>(fd: &OwnedFd, request: usize, args: &mut T) -> SysResult<()> {
 }
 
 impl Userfaultfd {
-    /// Reports user-mode accesses to missing pages of shared memory.
+    /// Reports user-mode accesses to missing pages of shared memory, and stores to protected ones.
     ///
-    /// Linux 5.11 (`UFFD_USER_MODE_ONLY`); needs no privilege.
+    /// Linux 5.19; needs no privilege.
     pub(crate) fn for_missing_pages() -> SysResult<Self> {
-        let features = FEATURE_MISSING_SHMEM | FEATURE_THREAD_ID;
+        let protection = FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_HUGETLBFS_SHMEM;
+        let features = FEATURE_MISSING_SHMEM | FEATURE_THREAD_ID | protection;
         let fd = match open(features | FEATURE_EXACT_ADDRESS) {
             Err(Errno::INVAL) => open(features)?,
             opened => opened?,
         };
-        Ok(Self {
-            fd,
-            any_mapping: false,
-        })
+        Ok(Self { fd, any_mapping: false })
     }
 
     /// Reports unmapping, moving and dropping of memory, and holds the caller until the report is read.
@@ -113,14 +116,8 @@ impl Userfaultfd {
         let events = FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP;
         let shmem = events | FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_HUGETLBFS_SHMEM;
         match open(shmem | FEATURE_WP_ASYNC) {
-            Ok(fd) => Ok(Self {
-                fd,
-                any_mapping: true,
-            }),
-            Err(Errno::INVAL) => Ok(Self {
-                fd: open(shmem)?,
-                any_mapping: false,
-            }),
+            Ok(fd) => Ok(Self { fd, any_mapping: true }),
+            Err(Errno::INVAL) => Ok(Self { fd: open(shmem)?, any_mapping: false }),
             Err(errno) => Err(errno),
         }
     }
@@ -131,24 +128,21 @@ impl Userfaultfd {
     }
 
     fn register(&self, start: usize, len: usize, mode: u64) -> SysResult<()> {
-        let range = RangeArgs {
-            start: start as u64,
-            len: len as u64,
-        };
-        ioctl(
-            &self.fd,
-            IOCTL_REGISTER,
-            &mut RegisterArgs {
-                range,
-                mode,
-                ioctls: 0,
-            },
-        )
+        let range = RangeArgs { start: start as u64, len: len as u64 };
+        ioctl(&self.fd, IOCTL_REGISTER, &mut RegisterArgs { range, mode, ioctls: 0 })
     }
 
     /// Traps missing pages of a range.
     pub(crate) fn trap(&self, start: usize, len: usize) -> SysResult<()> {
         self.register(start, len, MODE_MISSING)
+    }
+
+    /// Traps missing pages of a range, and stores to all others.
+    pub(crate) fn trap_stores(&self, start: usize, len: usize) -> SysResult<()> {
+        const PROTECT: u64 = 1;
+        self.register(start, len, MODE_MISSING | MODE_WP)?;
+        let range = RangeArgs { start: start as u64, len: len as u64 };
+        ioctl(&self.fd, IOCTL_WRITEPROTECT, &mut ProtectArgs { range, mode: PROTECT })
     }
 
     /// Reports events of a range. Nothing is write-protected, so no access traps.
@@ -158,26 +152,19 @@ impl Userfaultfd {
 
     /// Ends trap or watch of a range.
     pub(crate) fn forget(&self, start: usize, len: usize) -> SysResult<()> {
-        ioctl(
-            &self.fd,
-            IOCTL_UNREGISTER,
-            &mut RangeArgs {
-                start: start as u64,
-                len: len as u64,
-            },
-        )
+        ioctl(&self.fd, IOCTL_UNREGISTER, &mut RangeArgs { start: start as u64, len: len as u64 })
     }
 
     /// Lets the threads go on that sleep on a page of the range.
     pub(crate) fn wake(&self, start: usize, len: usize) -> SysResult<()> {
-        ioctl(
-            &self.fd,
-            IOCTL_WAKE,
-            &mut RangeArgs {
-                start: start as u64,
-                len: len as u64,
-            },
-        )
+        ioctl(&self.fd, IOCTL_WAKE, &mut RangeArgs { start: start as u64, len: len as u64 })
+    }
+
+    /// Whether a report waits.
+    pub(crate) fn has_report(&self) -> bool {
+        let mut fds = [rustix::event::PollFd::new(&self.fd, rustix::event::PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     /// Takes the oldest report, if there is one. A thread held by an event goes on now.
@@ -194,15 +181,13 @@ impl Userfaultfd {
             u64::from_ne_bytes(bytes) as usize
         };
         Ok(Some(match message[0] {
-            0x12 => Event::Missing {
+            0x12 => Event::Fault {
                 addr: word(16),
                 thread: word(24) as u32,
+                protected: word(8) & FAULT_ON_PROTECTED != 0,
             },
-            0x14 => Event::Moved,
-            0x15 => Event::Dropping {
-                start: word(8),
-                end: word(16),
-            },
+            0x14 => Event::Moved { from: word(8), to: word(16), len: word(24) },
+            0x15 => Event::Dropping { start: word(8), end: word(16) },
             0x16 => Event::Unmapped,
             _ => Event::Other,
         }))

@@ -22,22 +22,13 @@ pub(crate) enum Call {
     /// Stop sharing it.
     Withdraw { segment: u32 },
     /// Get a permit, over the connection of this identity to the exporter, or over `socket`.
-    Open {
-        segment: Id,
-        access: Access,
-        identity: u64,
-        socket: Option<i32>,
-    },
+    Open { segment: Id, access: Access, identity: u64, socket: Option<i32> },
     /// Ask whether a permit is good for anything.
     Check { grant: u32 },
     /// Give a permit back.
     Close { grant: u32 },
     /// Map a range of the exporter.
-    Map {
-        grant: u32,
-        remote: Range,
-        place: Option<usize>,
-    },
+    Map { grant: u32, remote: Range, place: Option<usize> },
     /// Remove a mapping made by `Map`.
     Unmap { base: usize },
     /// Make all memory that a forked child copies private again, and keep it so; answered with the descriptors that the child must close.
@@ -104,10 +95,7 @@ unsafe impl Sync for Calls {}
 impl Calls {
     pub(crate) fn new() -> SysResult<Self> {
         // All-zero is a board of free slots: FREE is 0, and cells of other states are not read.
-        Ok(Self {
-            memory: OwnMemory::new(size_of::<Board>())?,
-            doorbell: Doorbell::new()?,
-        })
+        Ok(Self { memory: OwnMemory::new(size_of::<Board>())?, doorbell: Doorbell::new()? })
     }
 
     pub(crate) fn doorbell(&self) -> &Doorbell {
@@ -160,11 +148,7 @@ impl Calls {
             let freed = self.freed().load(Ordering::Acquire);
             for index in 0..SLOTS {
                 let slot = self.slot(index);
-                if slot
-                    .state
-                    .compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed)
-                    .is_ok()
-                {
+                if slot.state.compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                     return slot;
                 }
             }
@@ -223,9 +207,7 @@ mod tests {
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Acquire) {
                     while let Some((ticket, call)) = calls.take() {
-                        let Call::Withdraw { segment } = call else {
-                            panic!("{call:?}")
-                        };
+                        let Call::Withdraw { segment } = call else { panic!("{call:?}") };
                         calls.answer(ticket, Ok(Answer::Segment(segment)));
                     }
                     std::thread::yield_now();
@@ -238,10 +220,7 @@ mod tests {
                 std::thread::spawn(move || {
                     for k in 0..20 {
                         let segment = n * 1000 + k;
-                        assert_eq!(
-                            calls.post(Call::Withdraw { segment }),
-                            Ok(Answer::Segment(segment))
-                        );
+                        assert_eq!(calls.post(Call::Withdraw { segment }), Ok(Answer::Segment(segment)));
                     }
                 })
             })

@@ -57,10 +57,7 @@ impl CloneEngine {
     /// [`Error::Unsupported`] where the kernel does not offer what it needs.
     pub(crate) fn start(config: Config) -> Result<Self> {
         let service = service::start(config)?;
-        Ok(Self {
-            service,
-            inherited: (AtomicUsize::new(0), AtomicUsize::new(0)),
-        })
+        Ok(Self { service, inherited: (AtomicUsize::new(0), AtomicUsize::new(0)) })
     }
 
     fn done(&self, call: Call) -> Result<()> {
@@ -95,12 +92,7 @@ impl Engine for CloneEngine {
         let identity = identity();
         let mut socket = None;
         loop {
-            match self.service.calls.post(Call::Open {
-                segment,
-                access,
-                identity,
-                socket,
-            })? {
+            match self.service.calls.post(Call::Open { segment, access, identity, socket })? {
                 Answer::Granted { grant, range } => return Ok(Opened { grant, range }),
                 // The application's thread connects: that may wait, and carries its credentials.
                 Answer::NeedSocket if socket.is_none() => {

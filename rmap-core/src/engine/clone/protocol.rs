@@ -31,39 +31,21 @@ pub(crate) enum Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     /// Importer: a permit for the segment, please.
-    Get {
-        request: u32,
-        segment: u32,
-        access: Access,
-    },
+    Get { request: u32, segment: u32, access: Access },
     /// Exporter: here it is; the base object of the segment comes with the message.
-    Granted {
-        request: u32,
-        grant: u32,
-        serial: u32,
-        range: Range,
-    },
+    Granted { request: u32, grant: u32, serial: u32, range: Range },
     /// Exporter: no; the number is an errno.
     Refused { request: u32, errno: u32 },
     /// Importer: a thread waits for the page at `addr`, in an attachment of `attached`. `run` says how many requests before
-    /// this one went on where the last had ended.
-    Resolve {
-        request: u32,
-        grant: u32,
-        addr: usize,
-        attached: Range,
-        run: u32,
-    },
+    /// this one went on where the last had ended; `store`, that the thread stores to a page that it may only read.
+    Resolve { request: u32, grant: u32, addr: usize, attached: Range, run: u32, store: bool },
     /// Exporter: these pages are there now. An object that the importer does not know yet comes with the
     /// message.
-    Resolved {
-        request: u32,
-        range: Range,
-        source: Source,
-        writable: bool,
-    },
+    Resolved { request: u32, range: Range, source: Source, writable: bool },
     /// Exporter: there is nothing at that address.
     Hole { request: u32 },
+    /// Exporter: there is something at that address, but this process itself may not write it.
+    ReadOnly { request: u32 },
     /// Importer: the permit is not needed any more.
     Release { grant: u32 },
     /// Exporter: what was mapped from files in this range is not there any more.
@@ -128,65 +110,35 @@ impl Reader<'_> {
 impl Message {
     /// The bytes to send.
     pub(crate) fn encode(&self) -> [u8; SIZE] {
-        let start = |kind| {
-            Writer {
-                bytes: [0; SIZE],
-                at: 0,
-            }
-            .u32(VERSION)
-            .u32(kind)
-        };
+        let start = |kind| Writer { bytes: [0; SIZE], at: 0 }.u32(VERSION).u32(kind);
         match *self {
-            Self::Get {
-                request,
-                segment,
-                access,
-            } => start(1)
-                .u32(request)
-                .u32(segment)
-                .u32(u32::from(access == Access::ReadWrite)),
-            Self::Granted {
-                request,
-                grant,
-                serial,
-                range,
-            } => start(2).u32(request).u32(grant).u32(serial).range(range),
+            Self::Get { request, segment, access } => {
+                start(1).u32(request).u32(segment).u32(u32::from(access == Access::ReadWrite))
+            }
+            Self::Granted { request, grant, serial, range } => {
+                start(2).u32(request).u32(grant).u32(serial).range(range)
+            }
             Self::Refused { request, errno } => start(3).u32(request).u32(errno),
-            Self::Resolve {
-                request,
-                grant,
-                addr,
-                attached,
-                run,
-            } => start(4)
+            Self::Resolve { request, grant, addr, attached, run, store } => start(4)
                 .u32(request)
                 .u32(grant)
                 .u32(run)
                 .u64(addr as u64)
-                .range(attached),
-            Self::Resolved {
-                request,
-                range,
-                source,
-                writable,
-            } => {
+                .range(attached)
+                .u32(u32::from(store)),
+            Self::Resolved { request, range, source, writable } => {
                 let (kind, id, offset) = match source {
                     Source::Object { serial } => (0, serial, 0),
                     Source::File { offset } => (1, 0, offset),
                     Source::SystemV { id, offset } => (2, id, offset),
                 };
-                start(5)
-                    .u32(request)
-                    .u32(u32::from(writable))
-                    .range(range)
-                    .u32(kind)
-                    .u32(id)
-                    .u64(offset)
+                start(5).u32(request).u32(u32::from(writable)).range(range).u32(kind).u32(id).u64(offset)
             }
             Self::Hole { request } => start(6).u32(request),
             Self::Release { grant } => start(7).u32(grant),
             Self::Stale { range } => start(8).range(range),
             Self::Removed { grant } => start(9).u32(grant),
+            Self::ReadOnly { request } => start(10).u32(request),
         }
         .bytes
     }
@@ -204,11 +156,7 @@ impl Message {
             1 => Self::Get {
                 request: from.u32()?,
                 segment: from.u32()?,
-                access: if from.flag()? {
-                    Access::ReadWrite
-                } else {
-                    Access::ReadOnly
-                },
+                access: if from.flag()? { Access::ReadWrite } else { Access::ReadOnly },
             },
             2 => Self::Granted {
                 request: from.u32()?,
@@ -216,20 +164,11 @@ impl Message {
                 serial: from.u32()?,
                 range: from.range()?,
             },
-            3 => Self::Refused {
-                request: from.u32()?,
-                errno: from.u32()?,
-            },
+            3 => Self::Refused { request: from.u32()?, errno: from.u32()? },
             4 => {
                 let (request, grant, run) = (from.u32()?, from.u32()?, from.u32()?);
                 let (addr, attached) = (from.u64()? as usize, from.range()?);
-                Self::Resolve {
-                    request,
-                    grant,
-                    addr,
-                    attached,
-                    run,
-                }
+                Self::Resolve { request, grant, addr, attached, run, store: from.flag()? }
             }
             5 => {
                 let (request, writable, range) = (from.u32()?, from.flag()?, from.range()?);
@@ -240,17 +179,13 @@ impl Message {
                     2 => Source::SystemV { id, offset },
                     _ => return None,
                 };
-                Self::Resolved {
-                    request,
-                    range,
-                    source,
-                    writable,
-                }
+                Self::Resolved { request, range, source, writable }
             }
             6 => Self::Hole { request: from.u32()? },
             7 => Self::Release { grant: from.u32()? },
             8 => Self::Stale { range: from.range()? },
             9 => Self::Removed { grant: from.u32()? },
+            10 => Self::ReadOnly { request: from.u32()? },
             _ => return None,
         })
     }
@@ -280,34 +215,19 @@ mod tests {
                 access
             }),
             (any::<(u32, u32, u32)>(), ranges()).prop_map(|((request, grant, serial), range)| {
-                Message::Granted {
-                    request,
-                    grant,
-                    serial,
-                    range,
-                }
+                Message::Granted { request, grant, serial, range }
             }),
             any::<(u32, u32)>().prop_map(|(request, errno)| Message::Refused { request, errno }),
-            (any::<(u32, u32, usize, u32)>(), ranges()).prop_map(
-                |((request, grant, addr, run), attached)| {
-                    Message::Resolve {
-                        request,
-                        grant,
-                        addr,
-                        attached,
-                        run,
-                    }
+            (any::<(u32, u32, usize, u32, bool)>(), ranges()).prop_map(
+                |((request, grant, addr, run, store), attached)| {
+                    Message::Resolve { request, grant, addr, attached, run, store }
                 }
             ),
             (any::<(u32, bool)>(), ranges(), source).prop_map(|((request, writable), range, source)| {
-                Message::Resolved {
-                    request,
-                    range,
-                    source,
-                    writable,
-                }
+                Message::Resolved { request, range, source, writable }
             }),
             any::<u32>().prop_map(|request| Message::Hole { request }),
+            any::<u32>().prop_map(|request| Message::ReadOnly { request }),
             any::<u32>().prop_map(|grant| Message::Release { grant }),
             ranges().prop_map(|range| Message::Stale { range }),
             any::<u32>().prop_map(|grant| Message::Removed { grant }),

@@ -112,15 +112,7 @@ pub(crate) fn start(config: Config) -> Result<Running> {
     for (fd, token) in watched {
         poller.add(fd, token).map_err(failed("epoll_ctl"))?;
     }
-    let service = Service {
-        endpoint,
-        listener,
-        poller,
-        calls,
-        exporter,
-        importer,
-        fork: None,
-    };
+    let service = Service { endpoint, listener, poller, calls, exporter, importer, fork: None };
     let service = place_in_own_memory(service)?;
     // Not own memory, which a forked child does not have: glibc keeps the thread's descriptor on the stack, and visits it in
     // the child. Guard pages on both sides keep the kernel from joining it with memory that is adopted.
@@ -203,12 +195,10 @@ impl Service {
             }
             HOST => {
                 if event.writable {
-                    self.importer
-                        .host_writable(number, self.calls, &self.poller, HOST);
+                    self.importer.host_writable(number, self.calls, &self.poller, HOST);
                 }
                 if event.readable || event.hung_up {
-                    self.importer
-                        .host_readable(number, self.calls, &self.poller, HOST);
+                    self.importer.host_readable(number, self.calls, &self.poller, HOST);
                 }
             }
             _ => {}
@@ -293,10 +283,7 @@ impl Service {
         // SAFETY: fresh memory with room for the numbers.
         unsafe { core::ptr::copy_nonoverlapping(numbers.as_ptr(), to, numbers.len()) };
         self.fork = Some((addr, len));
-        Ok(Answer::Descriptors {
-            addr,
-            count: numbers.len(),
-        })
+        Ok(Answer::Descriptors { addr, count: numbers.len() })
     }
 }
 

@@ -51,6 +51,8 @@ fn sleep_in(name: &str) -> Result<Call, Failure> {
         "poll" => {
             let pipe = Pipe::new();
             Box::new(move || {
+                // All of it, or it is closed.
+                let pipe = &pipe;
                 let mut entry = libc::pollfd {
                     fd: pipe.reader as i32,
                     events: libc::POLLIN,
@@ -95,7 +97,10 @@ fn sleep_in(name: &str) -> Result<Call, Failure> {
         "read" => {
             let pipe = Pipe::new();
             let mut byte = Box::new(0_u8);
-            Box::new(move || system::call(libc::SYS_read, [pipe.reader, &raw mut *byte as usize, 1, 0, 0, 0]))
+            Box::new(move || {
+                let pipe = &pipe;
+                system::call(libc::SYS_read, [pipe.reader, &raw mut *byte as usize, 1, 0, 0, 0])
+            })
         }
         "recv" | "recv_timed" => receive(name == "recv_timed")?,
         "accept" => {

@@ -11,6 +11,7 @@ compile_error!("the actor's trapped accesses are written for x86-64");
 
 mod api;
 mod block;
+mod churn;
 mod command;
 mod library;
 mod memory;

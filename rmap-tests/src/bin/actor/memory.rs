@@ -53,6 +53,7 @@ fn store(arguments: &mut Arguments<'_>) -> Outcome {
 
 /// `bareload ADDRESS`: a load that no handler saves the process from.
 fn bare_load(arguments: &mut Arguments<'_>) -> Outcome {
+    trap::uninstall();
     let word = ptr::with_exposed_provenance::<u16>(arguments.number()?);
     // SAFETY: the test knows what happens.
     Ok(unsafe { word.read_volatile() }.to_string())
@@ -60,6 +61,7 @@ fn bare_load(arguments: &mut Arguments<'_>) -> Outcome {
 
 /// `barestore ADDRESS`: a store that no handler saves the process from.
 fn bare_store(arguments: &mut Arguments<'_>) -> Outcome {
+    trap::uninstall();
     let word = ptr::with_exposed_provenance_mut::<u16>(arguments.number()?);
     // SAFETY: the test knows what happens.
     unsafe { word.write_volatile(1) };

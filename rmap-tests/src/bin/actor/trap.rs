@@ -61,6 +61,12 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut c_v
     let at = registers[libc::REG_RIP as usize].cast_unsigned() as usize;
     let end = rmap_trap_end as *const () as usize;
     if !(rmap_trap_start as *const () as usize..end).contains(&at) {
+        // A queued signal can come late, when another one has ended the wait and its handler runs. The access
+        // is tried again after it.
+        // SAFETY: the kernel gives a handler with SA_SIGINFO a valid siginfo.
+        if unsafe { (*info).si_code } == libc::SI_QUEUE {
+            return;
+        }
         // Not one of ours: the instruction runs again and the process dies of it.
         // SAFETY: SIG_DFL is a valid action.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
@@ -89,6 +95,13 @@ pub(crate) fn install() {
             handler as *const () as usize,
             libc::SA_SIGINFO | libc::SA_ONSTACK,
         );
+    }
+}
+
+/// Takes the handlers away: from now on, a fault ends the process.
+pub(crate) fn uninstall() {
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        crate::system::on_signal(signal, libc::SIG_DFL, 0);
     }
 }
 

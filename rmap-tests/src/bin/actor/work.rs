@@ -1,7 +1,7 @@
 //! What threads do. Each piece of work checks itself and reports counts; a test looks at them.
 
 use crate::{
-    api, block,
+    api, block, churn,
     command::{Arguments, Failure},
     memory, revoke, system,
     threads::{self, Control, Report, Work},
@@ -30,7 +30,7 @@ pub(crate) fn work(arguments: &mut Arguments<'_>) -> Result<Work, Failure> {
         "threads" => Box::new(threads_come_and_go),
         "children" => Box::new(children),
         "scan" => scan(arguments.number()?, arguments.number()?, arguments.number()?),
-        "churn" => churn(arguments.number()?, arguments.number()?, arguments.number()?),
+        "churn" => churn::work(arguments.number()?, arguments.number()?, arguments.number()?),
         "block" => block::work(arguments)?,
         "revoke" => revoke::look(arguments.number()?),
         "api" => api::work(arguments)?,
@@ -432,60 +432,5 @@ fn scan(address: usize, pages: usize, seed: u64) -> Work {
             control.step();
         }
         format!("stamps={stamps} holes={holes} others={others} faults={faults}")
-    })
-}
-
-/// `churn ADDRESS PAGES SEED`: maps, unmaps, fills and forgets pages of a range that is its own, and checks that
-/// they are what it made them.
-fn churn(address: usize, pages: usize, seed: u64) -> Work {
-    const RW: usize = (libc::PROT_READ | libc::PROT_WRITE) as usize;
-    const FRESH: usize = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as usize;
-    Box::new(move |control| {
-        let mut random = Random::new(seed);
-        let mut model: Vec<Option<u64>> = vec![None; pages];
-        let (mut steps, mut wrong, mut errno) = (0_u64, 0_u64, 0);
-        let _ = system::call(libc::SYS_munmap, [address, pages * PAGE, 0, 0, 0, 0]);
-        while control.on() {
-            let first = random.below(pages);
-            let count = 1 + random.below((pages - first).min(16));
-            let (at, len) = (address + first * PAGE, count * PAGE);
-            let whole = model[first..first + count].iter().all(Option::is_some);
-            let outcome = match random.below(6) {
-                0 => {
-                    model[first..first + count].fill(None);
-                    system::call(libc::SYS_munmap, [at, len, 0, 0, 0, 0])
-                }
-                1 if whole => {
-                    model[first..first + count].fill(Some(0));
-                    system::call(
-                        libc::SYS_madvise,
-                        [at, len, libc::MADV_DONTNEED as usize, 0, 0, 0],
-                    )
-                }
-                2 => {
-                    model[first..first + count].fill(Some(0));
-                    system::call(libc::SYS_mmap, [at, len, RW, FRESH, usize::MAX, 0])
-                }
-                _ => {
-                    for (page, stamp) in model.iter_mut().enumerate().skip(first).take(count) {
-                        if let Some(stamp) = stamp {
-                            *stamp = random.number() | 1;
-                            wrong += u64::from(memory::stamp_page(address + page * PAGE, *stamp).is_err());
-                        }
-                    }
-                    Ok(0)
-                }
-            };
-            if let Err(number) = outcome {
-                errno = number;
-            }
-            let page = random.below(pages);
-            if let Some(stamp) = model[page] {
-                wrong += u64::from(memory::see(address + page * PAGE) != Seen::Stamp(stamp));
-            }
-            steps += 1;
-            control.step();
-        }
-        format!("steps={steps} wrong={wrong} errno={errno}")
     })
 }

@@ -15,7 +15,7 @@ pub(crate) fn fill(object: &Object, range: Range) -> SysResult<()> {
 }
 
 /// Copies the memory at `from` to `to` in the object.
-fn copy_to(object: &Object, from: usize, to: Range) -> SysResult<()> {
+pub(crate) fn copy_to(object: &Object, from: usize, to: Range) -> SysResult<()> {
     let mut done = 0;
     while done < to.len() {
         let offset = (to.start() + done) as u64;
@@ -101,29 +101,15 @@ pub(crate) unsafe fn adopt(
     };
     // An importer with write access may have put pages where there was nothing.
     object.punch(range).map_err(failed("fallocate"))?;
-    let copied = if vma.shared {
-        fill(object, range)
-    } else {
-        fill_existing(object, range, vma, pagemap)
-    };
+    let copied = if vma.shared { fill(object, range) } else { fill_existing(object, range, vma, pagemap) };
     copied.map_err(failed("pwrite")).map_err(undo)?;
     if !still_stopped() {
-        return Err(undo(Error::OutOfResources {
-            call: "stopping the threads",
-            errno: Errno::CHILD,
-        }));
+        return Err(undo(Error::OutOfResources { call: "stopping the threads", errno: Errno::CHILD }));
     }
     let flags = MapFlags::SHARED | MapFlags::NORESERVE;
     // SAFETY: the object shows the same bytes, and nobody could change them meanwhile.
     let mapped = unsafe {
-        memory::map_over(
-            range.start(),
-            range.len(),
-            vma.prot,
-            flags,
-            object.own(),
-            range.start() as u64,
-        )
+        memory::map_over(range.start(), range.len(), vma.prot, flags, object.own(), range.start() as u64)
     };
     mapped.map_err(failed("mmap")).map_err(undo)?;
     restore_attributes(range, attributes, vma.prot);
@@ -131,10 +117,7 @@ pub(crate) unsafe fn adopt(
         // SAFETY: the same promise: nothing runs.
         let undone = unsafe { privatize(object, range, vma.prot, watcher) };
         return Err(match undone {
-            Ok(()) => undo(Error::OutOfResources {
-                call: "UFFDIO_REGISTER",
-                errno,
-            }),
+            Ok(()) => undo(Error::OutOfResources { call: "UFFDIO_REGISTER", errno }),
             Err(error) => error,
         });
     }
@@ -175,22 +158,16 @@ pub(crate) fn privatize_moved(
         let _ = unsafe { memory::unmap(staging, to.len()) };
         error
     };
-    copy_out(object, from, staging)
-        .map_err(failed("pread"))
-        .map_err(undo)?;
+    copy_out(object, from, staging).map_err(failed("pread")).map_err(undo)?;
     // SAFETY: only narrows what may be done with the staging area.
-    unsafe { memory::protect(staging, to.len(), prot) }
-        .map_err(failed("mprotect"))
-        .map_err(undo)?;
+    unsafe { memory::protect(staging, to.len(), prot) }.map_err(failed("mprotect")).map_err(undo)?;
     // Replacing a watched range would raise an event that this very thread would have to read.
     let _ = watcher.forget(to.start(), to.len());
     // SAFETY: the staging area shows the same bytes, and nobody writes to the range (callers see to that).
-    unsafe { memory::move_over(staging, to.len(), to.start()) }
-        .map_err(failed("mremap"))
-        .map_err(|error| {
-            let _ = watcher.watch(to.start(), to.len());
-            undo(error)
-        })
+    unsafe { memory::move_over(staging, to.len(), to.start()) }.map_err(failed("mremap")).map_err(|error| {
+        let _ = watcher.watch(to.start(), to.len());
+        undo(error)
+    })
 }
 
 /// Copies the pages that the object has in `range` to the memory at `staging`.
@@ -227,9 +204,7 @@ pub(crate) fn rehome(
     watcher: &Userfaultfd,
 ) -> Result<()> {
     home.punch(to).map_err(failed("fallocate"))?;
-    let old = to
-        .shifted(to.start(), from)
-        .ok_or(Error::Invalid("moved from nowhere"))?;
+    let old = to.shifted(to.start(), from).ok_or(Error::Invalid("moved from nowhere"))?;
     let mut rest = Some(old);
     while let Some(data) = rest.and_then(|rest| source.next_data(rest)) {
         if let Some(target) = data.shifted(from, to.start()) {
@@ -243,20 +218,12 @@ pub(crate) fn rehome(
     // SAFETY: the object shows the same bytes at the new place.
     unsafe { memory::map_over(to.start(), to.len(), prot, flags, home.own(), to.start() as u64) }
         .map_err(failed("mmap"))?;
-    watcher
-        .watch(to.start(), to.len())
-        .map_err(failed("UFFDIO_REGISTER"))
+    watcher.watch(to.start(), to.len()).map_err(failed("UFFDIO_REGISTER"))
 }
 
 /// Copies pages from one object to another, through a mapping of the source.
 fn copy_between(source: &Object, from: usize, target: &Object, to: Range) -> SysResult<()> {
-    let view = memory::map(
-        to.len(),
-        ProtFlags::READ,
-        MapFlags::SHARED,
-        source.own(),
-        from as u64,
-    )?;
+    let view = memory::map(to.len(), ProtFlags::READ, MapFlags::SHARED, source.own(), from as u64)?;
     let result = copy_to(target, view, to);
     // SAFETY: the view is ours.
     let _ = unsafe { memory::unmap(view, to.len()) };

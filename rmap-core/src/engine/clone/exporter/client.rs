@@ -87,17 +87,15 @@ impl Client {
     }
 
     pub(crate) fn refuse(&self, request: u32, error: &Error) -> Result<()> {
-        self.send(
-            Message::Refused {
-                request,
-                errno: error.errno().unsigned_abs(),
-            },
-            None,
-        )
+        self.send(Message::Refused { request, errno: error.errno().unsigned_abs() }, None)
     }
 
     pub(crate) fn hole(&self, request: u32) -> Result<()> {
         self.send(Message::Hole { request }, None)
+    }
+
+    pub(crate) fn read_only(&self, request: u32) -> Result<()> {
+        self.send(Message::ReadOnly { request }, None)
     }
 
     pub(crate) fn grant(
@@ -111,33 +109,19 @@ impl Client {
         if self.next_grant > MAX_GRANTS {
             return self.refuse(request, &Error::OutOfIds);
         }
-        let grant = Grant {
-            number: self.next_grant,
-            segment,
-            range,
-            access,
-            removed: false,
-        };
+        let grant = Grant { number: self.next_grant, segment, range, access, removed: false };
         if let Err(errno) = self.grants.push(grant) {
             return self.refuse(request, &failed("mmap")(errno));
         }
         self.next_grant += 1;
         // Each grant brings its descriptor: permits of different access get different ones.
         let descriptor = base.descriptor(access == Access::ReadWrite);
-        let granted = Message::Granted {
-            request,
-            grant: grant.number,
-            serial: base.serial,
-            range,
-        };
+        let granted = Message::Granted { request, grant: grant.number, serial: base.serial, range };
         self.send(granted, Some(descriptor))
     }
 
     pub(crate) fn find_grant(&self, number: u32) -> Option<Grant> {
-        let index = self
-            .grants
-            .binary_search_by_key(&number, |grant| grant.number)
-            .ok()?;
+        let index = self.grants.binary_search_by_key(&number, |grant| grant.number).ok()?;
         self.grants.get(index).copied().filter(|grant| !grant.removed)
     }
 
@@ -151,11 +135,7 @@ impl Client {
     pub(crate) fn lose_segment(&mut self, segment: u32) -> bool {
         let mut any = false;
         let mut unsaid = false;
-        for grant in self
-            .grants
-            .iter_mut()
-            .filter(|grant| grant.segment == segment && !grant.removed)
-        {
+        for grant in self.grants.iter_mut().filter(|grant| grant.segment == segment && !grant.removed) {
             any = true;
             grant.removed = true;
             let message = Message::Removed { grant: grant.number };
@@ -185,13 +165,9 @@ impl Client {
         }
         let everything = Range::between(0, 1 << 62).ok_or(Error::Invalid("no range"))?;
         let mut messages = OwnVec::new();
-        messages
-            .push(Message::Stale { range: everything })
-            .map_err(failed("mmap"))?;
+        messages.push(Message::Stale { range: everything }).map_err(failed("mmap"))?;
         for grant in self.grants.iter().filter(|grant| grant.removed) {
-            messages
-                .push(Message::Removed { grant: grant.number })
-                .map_err(failed("mmap"))?;
+            messages.push(Message::Removed { grant: grant.number }).map_err(failed("mmap"))?;
         }
         for message in messages.iter() {
             match socket::send(&self.socket, &message.encode(), None) {
@@ -201,9 +177,7 @@ impl Client {
             }
         }
         self.overdue = false;
-        poller
-            .change(&self.socket, token, false)
-            .map_err(failed("epoll_ctl"))
+        poller.change(&self.socket, token, false).map_err(failed("epoll_ctl"))
     }
 
     /// Says where a range is now. The descriptor of an object goes along the first time.
@@ -225,14 +199,6 @@ impl Client {
                 self.knows.push(key).map_err(failed("mmap"))?;
             }
         }
-        self.send(
-            Message::Resolved {
-                request,
-                range,
-                source,
-                writable,
-            },
-            descriptor,
-        )
+        self.send(Message::Resolved { request, range, source, writable }, descriptor)
     }
 }

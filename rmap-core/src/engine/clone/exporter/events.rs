@@ -3,9 +3,12 @@
 //!
 //! The kernel holds a thread that unmaps, moves or drops a watched range until the event is read. So an event is not read when it
 //! comes: first the maps tell what is gone, `/proc` tells what the held threads have asked for, and the objects are punched.
+//!
+//! A thread in `mremap` is held twice: once when the mapping has moved, and again when its old place is gone. So the first of the
+//! two may be read to learn what has moved where; memory that has moved is left alone until then.
 
-use super::Exporter;
 use super::adopt::{self, Backing, Origin};
+use super::{Exporter, Shared};
 use crate::error::{Result, failed};
 use crate::log::log;
 use crate::own::{OwnVec, Span};
@@ -13,28 +16,18 @@ use crate::range::Range;
 use crate::sys::SysResult;
 use crate::sys::maps::{self, FileId, Vma};
 use crate::sys::memory;
-use crate::sys::memory::MapFlags;
+use crate::sys::memory::{MapFlags, ProtFlags};
 use crate::sys::procfs::{self, Blocked};
 use crate::sys::uffd::Event;
 use core::ops::ControlFlow;
-
-/// A thread that is held in `madvise`, and how far its call has come: each mapping in the range gives its own event.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Dropping {
-    thread: u32,
-    range: Range,
-    done_to: usize,
-}
 
 /// What the held threads have asked for.
 #[derive(Debug)]
 struct Held {
     /// Ranges whose pages are about to be dropped.
-    drops: OwnVec<(u32, Range)>,
+    drops: OwnVec<Range>,
     /// Ranges that `mremap` moved away and left mapped and empty.
     emptied: OwnVec<Range>,
-    /// Old ranges of moved mappings: what a mapping shows beyond them has grown.
-    moved: OwnVec<Range>,
     /// Where mappings may have gone. A mapping that had grown in place was larger than the tables knew.
     touched: OwnVec<Range>,
 }
@@ -44,12 +37,7 @@ const MREMAP_DONTUNMAP: usize = 4;
 const MADV_DONTNEED_LOCKED: usize = 24;
 
 fn held_threads() -> Result<Held> {
-    let mut held = Held {
-        drops: OwnVec::new(),
-        emptied: OwnVec::new(),
-        moved: OwnVec::new(),
-        touched: OwnVec::new(),
-    };
+    let mut held = Held { drops: OwnVec::new(), emptied: OwnVec::new(), touched: OwnVec::new() };
     let tasks = procfs::open(c"/proc/self/task").map_err(failed("open of /proc/self/task"))?;
     let this = crate::sys::thread::id();
     let mut result = Ok(());
@@ -65,20 +53,13 @@ fn held_threads() -> Result<Held> {
             return;
         };
         let pushed = match call {
-            libc::SYS_madvise if matches!(args[2], 4 | 9 | MADV_DONTNEED_LOCKED) => {
-                held.drops.push((tid, range))
-            }
+            libc::SYS_madvise if matches!(args[2], 4 | 9 | MADV_DONTNEED_LOCKED) => held.drops.push(range),
             libc::SYS_munmap | libc::SYS_mmap => held.touched.push(range),
             libc::SYS_mremap => {
-                let kind = if args[3] & MREMAP_DONTUNMAP != 0 {
-                    &mut held.emptied
-                } else {
-                    &mut held.moved
-                };
                 let target = pages(args[4], args[2]).filter(|_| args[3] & MREMAP_FIXED != 0);
-                kind.push(range)
-                    .and_then(|()| held.touched.push(range))
-                    .and_then(|()| target.map_or(Ok(()), |target| held.touched.push(target)))
+                let kind =
+                    if args[3] & MREMAP_DONTUNMAP != 0 { &mut held.emptied } else { &mut held.touched };
+                kind.push(range).and_then(|()| target.map_or(Ok(()), |target| held.touched.push(target)))
             }
             _ => Ok(()),
         };
@@ -88,6 +69,13 @@ fn held_threads() -> Result<Held> {
     })
     .map_err(failed("read of /proc/self/task"))?;
     result.map(|()| held)
+}
+
+/// A move that an event has told of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Move {
+    from: Range,
+    to: usize,
 }
 
 /// What the maps say.
@@ -106,15 +94,16 @@ struct Survey {
 impl Exporter {
     /// Handles the events that wait to be read.
     pub(crate) fn on_events(&mut self) {
-        loop {
-            let mut predicted = OwnVec::new();
-            if let Err(error) = self.before_event(&mut predicted) {
+        // An event that comes after the look at what is held must not be read before the next look.
+        while self.watcher.has_report() {
+            let held = self.before_event();
+            if let Err(error) = &held {
                 log!(Error, "following the address space: {error}");
             }
             match self.watcher.read() {
-                Ok(Some(Event::Dropping { start, end })) => self.after_drop(start, end, &predicted),
-                Ok(Some(_)) => {}
-                Ok(None) => return,
+                Ok(Some(Event::Dropping { start, end })) => self.after_drop(start, end, held.ok().as_ref()),
+                Ok(Some(Event::Moved { from, to, len })) => self.after_move(from, to, len),
+                Ok(_) => {}
                 Err(errno) => {
                     log!(Error, "read of a userfaultfd: {errno}");
                     return;
@@ -123,78 +112,42 @@ impl Exporter {
         }
     }
 
-    fn before_event(&mut self, predicted: &mut OwnVec<(u32, Range)>) -> Result<()> {
+    fn before_event(&mut self) -> Result<Held> {
         let held = held_threads()?;
         self.reconcile_with(&held)?;
-        for (thread, range) in held.drops.iter().copied() {
-            if let Some(next) = self.next_dropped(thread, range) {
-                self.droppings.retain(|d| d.thread != thread || d.range == range);
-                if !self.droppings.iter().any(|d| d.thread == thread) {
-                    let dropping = Dropping {
-                        thread,
-                        range,
-                        done_to: range.start(),
-                    };
-                    self.droppings.push(dropping).map_err(failed("mmap"))?;
-                }
-                self.drop_pages(next);
-                predicted.push((thread, next)).map_err(failed("mmap"))?;
-            }
+        // A range of several mappings gives an event for each. All of it is about to be dropped by the same call.
+        for range in held.drops.iter() {
+            self.drop_pages(*range);
         }
-        Ok(())
+        Ok(held)
     }
 
-    /// The part of a `madvise` range that the event at hand is about: one watched mapping.
-    fn next_dropped(&mut self, thread: u32, range: Range) -> Option<Range> {
-        let done = self
-            .droppings
-            .iter()
-            .find(|d| d.thread == thread && d.range == range)
-            .map(|d| d.done_to);
-        let first = |from: usize| {
-            let rest = Range::between(from, range.end())?;
-            let span = self.backed.next_in(rest).map(|span| span.range);
-            let shared = self.shared.next_in(rest).map(|span| span.range);
-            let start = span
-                .into_iter()
-                .chain(shared)
-                .map(|span| span.start().max(from))
-                .min()?;
-            let vma = self.query.at(start)?;
-            Range::between(vma.start, vma.end)?.intersection(rest)
-        };
-        done.and_then(first).or_else(|| first(range.start()))
+    fn after_drop(&self, start: usize, end: usize, held: Option<&Held>) {
+        let Some(range) = Range::between(start, end) else { return };
+        if !held.is_some_and(|held| held.drops.iter().any(|drop| drop.covers(range))) {
+            // Somebody else's process_madvise.
+            log!(Debug, "pages of {range} dropped unseen");
+            self.drop_pages(range);
+        }
     }
 
-    fn after_drop(&mut self, start: usize, end: usize, predicted: &[(u32, Range)]) {
-        let Some(range) = Range::between(start, end) else {
-            return;
-        };
-        match predicted.iter().find(|(_, p)| p.covers(range)) {
-            Some((thread, _)) => {
-                let thread = *thread;
-                if let Some(dropping) = self.droppings.iter_mut().find(|d| d.thread == thread) {
-                    dropping.done_to = end;
-                }
-                // A call that has come to its end does not come again.
-                self.droppings.retain(|d| d.done_to < d.range.end());
-            }
-            None => {
-                // Somebody else's process_madvise, or a call that could not be seen.
-                log!(Debug, "pages of {range} dropped unseen");
-                self.drop_pages(range);
-            }
+    fn after_move(&mut self, from: usize, to: usize, len: usize) {
+        let Some(from) = Range::new(from, len) else { return };
+        let noted = self.moves.push(Move { from, to }).map_err(failed("mmap"));
+        if let Err(error) = noted.and_then(|()| self.reconcile()) {
+            log!(Error, "following the address space: {error}");
         }
     }
 
     /// Frees the pages that objects have in `range`. Files mapped shared keep theirs, as everywhere.
-    fn drop_pages(&mut self, range: Range) {
+    fn drop_pages(&self, range: Range) {
         for span in self.backed.within(range) {
             let shared = span.value.origin == Origin::Shared;
             if let Some(object) = self.objects.get(span.value.serial).filter(|_| !shared) {
                 if let Err(errno) = object.punch(span.range) {
                     log!(Error, "punching {}: {errno}", span.range);
                 }
+                self.private_files.refill(object, span.range);
             }
         }
     }
@@ -213,30 +166,53 @@ impl Exporter {
             files: OwnVec::new(),
         };
         self.survey(&mut survey)?;
+        // What has moved, by an event that is not read yet, stays as it is until then.
+        let mut unread: OwnVec<Range> = OwnVec::new();
+        let mut known: OwnVec<(Vma, u32, Range)> = OwnVec::new();
+        for (vma, serial) in survey.strays.iter() {
+            let Some(old) = Range::new(vma.offset as usize, vma.end - vma.start) else { continue };
+            match self.explain(vma, old, held) {
+                Some(moved) => known.push((*vma, *serial, moved)),
+                None => unread.push(old),
+            }
+            .map_err(failed("mmap"))?;
+        }
         let mut gone: OwnVec<Span<Backing>> = OwnVec::new();
         subtract(self.backed.iter(), &survey.present, &mut gone)?;
+        gone.retain(|span| !unread.iter().any(|unread| unread.overlaps(span.range)));
         for span in survey.grown.iter() {
-            self.backed
-                .insert(span.range, span.value)
-                .map_err(failed("mmap"))?;
+            self.backed.insert(span.range, span.value).map_err(failed("mmap"))?;
         }
         for span in gone.iter() {
             self.forget_backing(span)?;
         }
         // Moved memory is copied out of its old place before that is punched.
-        let moved = self.bring_home(&survey.strays, &gone, held);
+        let moved = self.bring_home(&known, &gone);
+        if unread.is_empty() {
+            self.moves.clear();
+        }
         for span in gone.iter() {
             self.punch_unmapped(span.range);
             log!(Trace, "{} gone", span.range);
         }
-        for range in held.touched.iter() {
+        for range in held.touched.iter().filter(|t| !unread.iter().any(|unread| unread.overlaps(**t))) {
             self.punch_unmapped(*range);
         }
         for range in held.emptied.iter() {
             self.drop_pages(*range);
         }
         moved?;
+        for span in gone.iter().filter(|span| self.backed.next_in(span.range).is_none()) {
+            self.private_files.forget(span.range);
+        }
         self.forget_shared(&survey.files)
+    }
+
+    /// What of `old` was moved to where `vma` is.
+    fn explain(&self, vma: &Vma, old: Range, held: &Held) -> Option<Range> {
+        let read = self.moves.iter().find(|m| m.to == vma.start && m.from.start() == old.start());
+        let left = held.emptied.iter().find(|emptied| emptied.start() == old.start());
+        read.map(|m| m.from).or(left.copied()).and_then(|moved| moved.intersection(old))
     }
 
     /// Frees what objects have in `range` at addresses that do not show it.
@@ -287,18 +263,14 @@ impl Exporter {
     fn survey_mapping(&self, vma: &Vma, file: FileId, range: Range, survey: &mut Survey) -> SysResult<()> {
         let Some(object) = self.objects.of_file(file) else {
             let copied = Origin::Copied(file);
-            for span in self
-                .backed
-                .within(range)
-                .filter(|s| s.value.origin == copied && !vma.shared)
-            {
+            // A file that can be written now may differ from its copy soon.
+            let same = !vma.shared && !vma.prot.contains(ProtFlags::WRITE);
+            for span in self.backed.within(range).filter(|s| s.value.origin == copied && same) {
                 survey.present.push(span)?;
             }
-            for span in self.shared.within(range).filter(|span| span.value == file) {
-                survey.files.push(Span {
-                    range: span.range,
-                    value: (),
-                })?;
+            let here = Shared::of(vma).filter(|_| vma.shared);
+            for span in self.shared.within(range).filter(|span| Some(span.value) == here) {
+                survey.files.push(Span { range: span.range, value: () })?;
             }
             return Ok(());
         };
@@ -310,15 +282,8 @@ impl Exporter {
         }
         // What the tables do not have has grown in place.
         let mut from = range.start();
-        let mut value = Backing {
-            serial: object.serial,
-            origin: Origin::Private,
-        };
-        for span in self
-            .backed
-            .within(range)
-            .filter(|span| span.value.serial == object.serial)
-        {
+        let mut value = Backing { serial: object.serial, origin: Origin::Private };
+        for span in self.backed.within(range).filter(|span| span.value.serial == object.serial) {
             survey.present.push(span)?;
             if let Some(range) = Range::between(from, span.range.start()) {
                 survey.grown.push(Span { range, value })?;
@@ -330,68 +295,35 @@ impl Exporter {
     }
 
     /// Moves what `mremap` has moved to where its new address says.
-    fn bring_home(&mut self, strays: &[(Vma, u32)], gone: &[Span<Backing>], held: &Held) -> Result<()> {
+    fn bring_home(&mut self, strays: &[(Vma, u32, Range)], gone: &[Span<Backing>]) -> Result<()> {
+        let mut left = OwnVec::new();
+        for stray in strays {
+            left.push(*stray).map_err(failed("mmap"))?;
+        }
         let mut result = Ok(());
-        let mut done = [false; 64];
-        for _ in strays {
+        while !left.is_empty() {
             // One whose new place is the old place of another comes after that other.
-            let waits = |index: usize| {
-                let target = Range::between(strays[index].0.start, strays[index].0.end);
-                strays.iter().enumerate().any(|(other, (vma, _))| {
-                    let old = Range::new(vma.offset as usize, vma.end - vma.start);
-                    other != index
-                        && !done.get(other).copied().unwrap_or(true)
-                        && target.zip(old).is_some_and(|(target, old)| target.overlaps(old))
+            let waits = |stray: &(Vma, u32, Range)| {
+                let target = Range::between(stray.0.start, stray.0.end);
+                left.iter().any(|other| {
+                    other.0.start != stray.0.start && target.is_some_and(|target| target.overlaps(other.2))
                 })
             };
-            let open = || (0..strays.len().min(done.len())).filter(|index| !done[*index]);
-            let Some(index) = open().find(|index| !waits(*index)).or_else(|| open().next()) else {
-                break;
-            };
-            done[index] = true;
-            let (vma, serial) = &strays[index];
-            result = result.and(self.bring_one_home(vma, *serial, gone, held));
+            let index = left.iter().position(|stray| !waits(stray)).unwrap_or(0);
+            let Some((vma, serial, from)) = left.remove(index) else { break };
+            result = result.and(self.bring_one_home(&vma, serial, from, gone));
         }
         result
     }
 
-    fn bring_one_home(&mut self, vma: &Vma, serial: u32, gone: &[Span<Backing>], held: &Held) -> Result<()> {
-        let Some(all) = Range::between(vma.start, vma.end) else {
-            return Ok(());
-        };
-        let Some(old) = all.shifted(vma.start, vma.offset as usize) else {
-            return Ok(());
-        };
-        let known = gone
-            .iter()
-            .find(|g| g.value.serial == serial && g.range.overlaps(old));
-        // What was there before the move; behind it the mapping has grown, over offsets that are not its own.
-        let asked = held
-            .moved
-            .iter()
-            .chain(held.emptied.iter())
-            .find(|m| m.start() == old.start());
-        let part = match (asked, known) {
-            (Some(asked), _) => old.intersection(*asked),
-            (None, Some(known)) => old.intersection(known.range),
-            (None, None) => None,
-        };
-        let Some(part) = part else {
-            log!(Error, "{all} shows {old}, and nobody has moved it there");
-            return Ok(());
-        };
-        let Some(to) = part.shifted(old.start(), all.start()) else {
-            return Ok(());
-        };
+    fn bring_one_home(&mut self, vma: &Vma, serial: u32, from: Range, gone: &[Span<Backing>]) -> Result<()> {
+        let Some(all) = Range::between(vma.start, vma.end) else { return Ok(()) };
+        let Some(to) = from.shifted(from.start(), all.start()) else { return Ok(()) };
+        let known = gone.iter().find(|g| g.value.serial == serial && g.range.overlaps(from));
+        let value = known.map_or(Backing { serial, origin: Origin::Private }, |known| known.value);
         let attributes = maps::attributes(vma.start).unwrap_or_default();
-        let value = known.map_or(
-            Backing {
-                serial,
-                origin: Origin::Private,
-            },
-            |known| known.value,
-        );
-        self.rehome_part(serial, value, part, to, vma, &attributes)?;
+        self.rehome_part(serial, value, from, to, vma, &attributes)?;
+        // Behind it the mapping has grown, over offsets that are not its own.
         self.grow_fresh(to.end(), all.end(), vma)
     }
 
@@ -417,10 +349,8 @@ impl Exporter {
         };
         adopt::rehome(source, home, from.start(), to, vma.prot, &self.watcher)?;
         adopt::restore_attributes(to, attributes, vma.prot);
-        let value = Backing {
-            serial: home.serial,
-            ..backing
-        };
+        let value = Backing { serial: home.serial, ..backing };
+        self.private_files.moved(from, to);
         log!(Debug, "moved {from} to {to}");
         self.backed.insert(to, value).map_err(failed("mmap"))
     }
@@ -459,14 +389,7 @@ impl Exporter {
             return Ok(());
         }
         let mut gone = OwnVec::new();
-        subtract(
-            self.shared.iter().map(|s| Span {
-                range: s.range,
-                value: (),
-            }),
-            files,
-            &mut gone,
-        )?;
+        subtract(self.shared.iter().map(|s| Span { range: s.range, value: () }), files, &mut gone)?;
         for span in gone.iter() {
             self.shared.remove(span.range).map_err(failed("mmap"))?;
             for client in self.clients.iter_mut() {
@@ -485,35 +408,21 @@ fn subtract<V: Copy + PartialEq>(
 ) -> Result<()> {
     let mut index = 0;
     for span in all {
-        while present
-            .get(index)
-            .is_some_and(|p| p.range.end() <= span.range.start())
-        {
+        while present.get(index).is_some_and(|p| p.range.end() <= span.range.start()) {
             index += 1;
         }
         let mut from = span.range.start();
-        for found in present[index..]
-            .iter()
-            .take_while(|p| p.range.start() < span.range.end())
-        {
+        for found in present[index..].iter().take_while(|p| p.range.start() < span.range.end()) {
             if found.value != span.value {
                 continue;
             }
             if let Some(range) = Range::between(from, found.range.start()) {
-                rest.push(Span {
-                    range,
-                    value: span.value,
-                })
-                .map_err(failed("mmap"))?;
+                rest.push(Span { range, value: span.value }).map_err(failed("mmap"))?;
             }
             from = from.max(found.range.end());
         }
         if let Some(range) = Range::between(from, span.range.end()) {
-            rest.push(Span {
-                range,
-                value: span.value,
-            })
-            .map_err(failed("mmap"))?;
+            rest.push(Span { range, value: span.value }).map_err(failed("mmap"))?;
         }
     }
     Ok(())

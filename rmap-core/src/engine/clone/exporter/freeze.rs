@@ -133,9 +133,9 @@ impl Freezer {
         }
         match self.shared().outcome.load(Ordering::Acquire) {
             FROZEN => Progress::Frozen,
-            FAILED => Progress::Failed(Errno::from_raw_os_error(
-                self.shared().errno.load(Ordering::Relaxed) as i32,
-            )),
+            FAILED => {
+                Progress::Failed(Errno::from_raw_os_error(self.shared().errno.load(Ordering::Relaxed) as i32))
+            }
             _ if !self.still_stopped() => Progress::Failed(Errno::CHILD),
             _ => Progress::Pending,
         }
@@ -302,9 +302,6 @@ fn has_exited(tasks: BorrowedFd<'_>, tid: u32) -> bool {
         return true;
     };
     let text = &buffer[..count];
-    let state = text
-        .iter()
-        .rposition(|b| *b == b')')
-        .and_then(|at| text.get(at + 2));
+    let state = text.iter().rposition(|b| *b == b')').and_then(|at| text.get(at + 2));
     matches!(state, Some(b'Z' | b'X' | b'x') | None)
 }

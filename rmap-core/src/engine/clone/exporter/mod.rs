@@ -8,6 +8,7 @@ mod events;
 mod freeze;
 mod object;
 mod plan;
+mod private_files;
 mod resolve;
 mod rights;
 
@@ -21,14 +22,15 @@ use crate::own::{OwnVec, RangeTable};
 use crate::range::Range;
 use crate::sys::Errno;
 use crate::sys::event::{Doorbell, Poller};
-use crate::sys::maps::{self, Attributes, FileId, MapsQuery};
+use crate::sys::maps::{self, Attributes, FileId, MapsQuery, Vma};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
 use adopt::{Backing, Origin};
 use client::Client;
-use events::Dropping;
+use events::Move;
 use freeze::{Freezer, Progress};
 use object::Objects;
+use private_files::PrivateFiles;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// A range that others may attach.
@@ -37,6 +39,19 @@ struct Segment {
     counter: u32,
     range: Range,
     mode: u32,
+}
+
+/// Where a file is mapped: the file, and the offset that address 0 would have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shared {
+    file: FileId,
+    origin: u64,
+}
+
+impl Shared {
+    fn of(vma: &Vma) -> Option<Self> {
+        Some(Self { file: vma.file?, origin: vma.offset_of(0) })
+    }
 }
 
 /// What waits until all threads stand still.
@@ -65,6 +80,7 @@ struct Resolve {
     addr: usize,
     attached: Range,
     run: u32,
+    store: bool,
 }
 
 /// The exporting side of a process.
@@ -81,12 +97,15 @@ pub(crate) struct Exporter {
     /// What the objects show, by address.
     backed: RangeTable<Backing>,
     /// What importers map from files, by address.
-    shared: RangeTable<FileId>,
+    shared: RangeTable<Shared>,
     /// This process's windows onto its own segments, which map the objects in other places.
     own_windows: RangeTable<()>,
+    /// Files behind adopted private mappings, by address: pages that are dropped show them again.
+    private_files: PrivateFiles,
     /// Shared anonymous files that a forked child may map as well.
     inherited: OwnVec<FileId>,
-    droppings: OwnVec<Dropping>,
+    /// Moves whose memory has not been brought home yet.
+    moves: OwnVec<Move>,
     jobs: OwnVec<Job>,
     freezer: Freezer,
     /// A thread is between the start and the end of `fork`: nothing is adopted.
@@ -113,8 +132,9 @@ impl Exporter {
             backed: RangeTable::new(),
             shared: RangeTable::new(),
             own_windows: RangeTable::new(),
+            private_files: PrivateFiles::new(),
             inherited: OwnVec::new(),
-            droppings: OwnVec::new(),
+            moves: OwnVec::new(),
             jobs: OwnVec::new(),
             freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
             forking: false,
@@ -130,9 +150,7 @@ impl Exporter {
     pub(crate) fn probe(&mut self, doorbell: &Doorbell, wait: impl Fn()) -> Result<()> {
         let what = "ptrace of this process's own threads (not while another tracer has them)";
         loop {
-            self.freezer
-                .start(doorbell.as_fd())
-                .map_err(|errno| Error::Unsupported { what, errno })?;
+            self.freezer.start(doorbell.as_fd()).map_err(|errno| Error::Unsupported { what, errno })?;
             while self.freezer.progress() == Progress::Pending {
                 wait();
                 doorbell.clear();
@@ -148,10 +166,9 @@ impl Exporter {
         let whole = Range::between(0, self.objects.end()).ok_or(Error::Invalid("no address space"))?;
         match self.objects.for_domain(whole, false) {
             Ok(_) => Ok(()),
-            Err(Error::OutOfResources { errno, .. }) => Err(Error::Unsupported {
-                what: "a sparse file as large as the address space",
-                errno,
-            }),
+            Err(Error::OutOfResources { errno, .. }) => {
+                Err(Error::Unsupported { what: "a sparse file as large as the address space", errno })
+            }
             Err(error) => Err(error),
         }
     }
@@ -163,11 +180,8 @@ impl Exporter {
 
     /// This process maps a segment of its own, or does not any more.
     pub(crate) fn note_own_window(&mut self, window: Range, mapped: bool) {
-        let noted = if mapped {
-            self.own_windows.insert(window, ())
-        } else {
-            self.own_windows.remove(window)
-        };
+        let noted =
+            if mapped { self.own_windows.insert(window, ()) } else { self.own_windows.remove(window) };
         if let Err(errno) = noted {
             log!(Error, "noting the window {window}: {errno}");
         }
@@ -179,9 +193,7 @@ impl Exporter {
             return Err(Error::OutOfIds);
         }
         let counter = self.last_segment + 1;
-        self.segments
-            .push(Segment { counter, range, mode })
-            .map_err(failed("mmap"))?;
+        self.segments.push(Segment { counter, range, mode }).map_err(failed("mmap"))?;
         self.last_segment = counter;
         log!(Info, "segment {counter} offers {range} with mode {mode:04o}");
         Ok(Answer::Segment(counter))
@@ -189,10 +201,7 @@ impl Exporter {
 
     /// Ends a segment. Answers the call now, or when the memory has left the importers' reach.
     pub(crate) fn withdraw(&mut self, counter: u32, ticket: Ticket, calls: &Calls) {
-        let Ok(index) = self
-            .segments
-            .binary_search_by_key(&counter, |segment| segment.counter)
-        else {
+        let Ok(index) = self.segments.binary_search_by_key(&counter, |segment| segment.counter) else {
             return calls.fail(ticket, Error::NoSuchId);
         };
         let Some(segment) = self.segments.remove(index) else {
@@ -207,10 +216,7 @@ impl Exporter {
         if !granted || !reachable {
             return calls.answer(ticket, Ok(Answer::Done));
         }
-        if let Err(errno) = self.jobs.push(Job::Evict {
-            range: segment.range,
-            ticket,
-        }) {
+        if let Err(errno) = self.jobs.push(Job::Evict { range: segment.range, ticket }) {
             calls.fail(ticket, failed("mmap")(errno));
         }
     }
@@ -247,20 +253,14 @@ impl Exporter {
     /// Room to write to a client again.
     pub(crate) fn client_writable(&mut self, number: u32, poller: &Poller, token: u64) {
         let Some(index) = self.client(number) else { return };
-        if self.clients[index]
-            .flush(poller, token | u64::from(number))
-            .is_err()
-        {
+        if self.clients[index].flush(poller, token | u64::from(number)).is_err() {
             self.drop_client(number);
         }
     }
 
     /// Watches for room to write to clients that must be told more than their sockets take.
     pub(crate) fn catch_up_client(&mut self, number: u32, poller: &Poller, token: u64) {
-        if let Some(index) = self
-            .client(number)
-            .filter(|index| self.clients[*index].is_overdue())
-        {
+        if let Some(index) = self.client(number).filter(|index| self.clients[*index].is_overdue()) {
             let _ = poller.change(self.clients[index].socket(), token | u64::from(number), true);
         }
     }
@@ -285,11 +285,7 @@ impl Exporter {
 
     fn handle(&mut self, number: u32, index: usize, message: Message) -> Result<()> {
         match message {
-            Message::Get {
-                request,
-                segment,
-                access,
-            } => {
+            Message::Get { request, segment, access } => {
                 let found = self.segments.iter().find(|s| s.counter == segment).copied();
                 let client = &mut self.clients[index];
                 let Some(segment) = found else {
@@ -308,29 +304,12 @@ impl Exporter {
                 self.clients[index].release(grant);
                 Ok(())
             }
-            Message::Resolve {
-                request,
-                grant,
-                addr,
-                attached,
-                run,
-            } => {
-                let request = Resolve {
-                    request,
-                    grant,
-                    addr,
-                    attached,
-                    run,
-                };
+            Message::Resolve { request, grant, addr, attached, run, store } => {
+                let request = Resolve { request, grant, addr, attached, run, store };
                 if self.answer(number, request, false)? {
                     return Ok(());
                 }
-                self.jobs
-                    .push(Job::Resolve {
-                        client: number,
-                        request,
-                    })
-                    .map_err(failed("mmap"))
+                self.jobs.push(Job::Resolve { client: number, request }).map_err(failed("mmap"))
             }
             _ => Err(Error::Invalid("a message that importers do not send")),
         }
@@ -359,10 +338,7 @@ impl Exporter {
                 }
                 Progress::Failed(errno) => {
                     if !self.freezer.thaw() {
-                        log!(
-                            Error,
-                            "cannot stop the threads of this process ({errno}): is it being traced?"
-                        );
+                        log!(Error, "cannot stop the threads of this process ({errno}): is it being traced?");
                         self.fail_jobs(errno, calls);
                     }
                 }
@@ -414,10 +390,7 @@ impl Exporter {
                     calls.fail(ticket, failed("stopping the threads of this process")(errno));
                 }
                 Job::Fork { ticket } => {
-                    log!(
-                        Error,
-                        "fork: the child shares the memory that importers have attached"
-                    );
+                    log!(Error, "fork: the child shares the memory that importers have attached");
                     calls.fail(ticket, failed("stopping the threads of this process")(errno));
                 }
             }
@@ -463,14 +436,12 @@ impl Exporter {
         }
         let _ = object.punch(part);
         let _ = self.backed.remove(part);
+        self.private_files.forget(part);
     }
 
     /// Prepares for a fork; answers at once if no memory must become private first.
     pub(crate) fn fork_begins(&mut self, ticket: Ticket) -> Option<Ticket> {
-        let private = self
-            .backed
-            .iter()
-            .any(|span| span.value.origin == Origin::Private);
+        let private = self.backed.iter().any(|span| span.value.origin == Origin::Private);
         if private && self.jobs.push(Job::Fork { ticket }).is_ok() {
             return None;
         }
@@ -489,6 +460,7 @@ impl Exporter {
             each(client.socket().as_raw_fd());
         }
         self.objects.each_descriptor(&mut each);
+        self.private_files.each_descriptor(&mut each);
         self.freezer.each_descriptor(&mut each);
         each(self.watcher.as_fd().as_raw_fd());
         each(self.query.descriptor());

@@ -30,11 +30,7 @@ pub(crate) struct Object {
 impl Object {
     /// The descriptor for an importer.
     pub(crate) fn descriptor(&self, writable: bool) -> BorrowedFd<'_> {
-        if writable && !self.protected {
-            self.fd.as_fd()
-        } else {
-            self.read_only.as_fd()
-        }
+        if writable && !self.protected { self.fd.as_fd() } else { self.read_only.as_fd() }
     }
 
     /// The descriptor for this process.
@@ -76,11 +72,7 @@ pub(crate) struct Objects {
 
 impl Objects {
     pub(crate) fn new() -> Self {
-        Self {
-            all: OwnVec::new(),
-            next_serial: 1,
-            size: memory::task_size() as u64 + memory::PAGE as u64,
-        }
+        Self { all: OwnVec::new(), next_serial: 1, size: memory::task_size() as u64 + memory::PAGE as u64 }
     }
 
     pub(crate) fn get(&self, serial: u32) -> Option<&Object> {
@@ -97,10 +89,7 @@ impl Objects {
 
     /// The object for memory of this domain, made if there is none.
     pub(crate) fn for_domain(&mut self, domain: Range, protected: bool) -> Result<&Object> {
-        let found = self
-            .all
-            .iter()
-            .position(|o| o.domain == domain && o.protected == protected);
+        let found = self.all.iter().position(|o| o.domain == domain && o.protected == protected);
         let index = match found {
             Some(index) => index,
             None => {
@@ -109,14 +98,7 @@ impl Objects {
                 let file = FileId::of(&fd).map_err(failed("fstat"))?;
                 let serial = self.next_serial;
                 self.next_serial += 1;
-                let object = Object {
-                    serial,
-                    domain,
-                    protected,
-                    file,
-                    fd,
-                    read_only,
-                };
+                let object = Object { serial, domain, protected, file, fd, read_only };
                 self.all.push(object).map_err(failed("mmap"))?;
                 self.all.len() - 1
             }

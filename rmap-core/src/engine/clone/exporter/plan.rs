@@ -29,11 +29,7 @@ impl Mapping {
                 return ControlFlow::Continue(());
             }
             if vma.start <= addr {
-                let mut mapping = Self {
-                    vma: *vma,
-                    path: [0; PATH],
-                    path_len: path.len().min(PATH),
-                };
+                let mut mapping = Self { vma: *vma, path: [0; PATH], path_len: path.len().min(PATH) };
                 mapping.path[..mapping.path_len].copy_from_slice(&path[..mapping.path_len]);
                 found = Some(mapping);
             }
@@ -59,12 +55,7 @@ pub(crate) enum Plan {
     /// The importer maps the same file.
     Share { range: Range, vma: Vma },
     /// The importer maps the same System V segment.
-    ShareSystemV {
-        range: Range,
-        id: u32,
-        offset: u64,
-        writable: bool,
-    },
+    ShareSystemV { range: Range, id: u32, offset: u64, writable: bool },
 }
 
 /// The 2 MiB around `addr`, or more upwards when requests run on, inside both limits.
@@ -108,47 +99,28 @@ pub(crate) fn plan(
     }
     if !vma.shared {
         let Some(file) = vma.file else {
-            return Ok(Plan::Adopt {
-                range,
-                protected: !writable,
-            });
+            return Ok(Plan::Adopt { range, protected: !writable });
         };
         if path.starts_with(b"/dev/") && path != b"/dev/zero" && !path.starts_with(b"/dev/shm/") {
             return Ok(Plan::Hole("a device"));
         }
         if writable {
-            return Ok(Plan::Adopt {
-                range,
-                protected: false,
-            });
+            return Ok(Plan::Adopt { range, protected: false });
         }
         let mut written = false;
-        pagemap.each_page(range.start(), range.end(), |_, page| {
-            written |= page.is_private_copy()
-        })?;
-        return Ok(if written {
-            Plan::Adopt {
-                range,
-                protected: true,
-            }
+        pagemap.each_page(range.start(), range.end(), |_, page| written |= page.is_private_copy())?;
+        // Text and constants of programs stay as they are, for profilers and debuggers; a file that is only data may
+        // be made writable, and is followed.
+        return Ok(if written || !is_program(file)? {
+            Plan::Adopt { range, protected: true }
         } else {
             Plan::Copy { range, file }
         });
     }
-    let whole = Range::between(vma.start, vma.end)
-        .and_then(|all| all.intersection(limit))
-        .unwrap_or(range);
+    let whole = Range::between(vma.start, vma.end).and_then(|all| all.intersection(limit)).unwrap_or(range);
     if path.starts_with(b"/SYSV") {
-        let (id, offset) = (
-            vma.file.map_or(0, |file| file.inode as u32),
-            vma.offset_of(whole.start()),
-        );
-        return Ok(Plan::ShareSystemV {
-            range: whole,
-            id,
-            offset,
-            writable,
-        });
+        let (id, offset) = (vma.file.map_or(0, |file| file.inode as u32), vma.offset_of(whole.start()));
+        return Ok(Plan::ShareSystemV { range: whole, id, offset, writable });
     }
     if path.starts_with(b"/dev/") && !path.starts_with(b"/dev/shm/") && !path.starts_with(b"/dev/zero") {
         return Ok(Plan::Hole("a device"));
@@ -156,17 +128,22 @@ pub(crate) fn plan(
     if path.starts_with(b"anon_inode:") {
         return Ok(Plan::Hole("a device"));
     }
-    Ok(Plan::Share {
-        range: whole,
-        vma: *vma,
-    })
+    Ok(Plan::Share { range: whole, vma: *vma })
+}
+
+/// Whether a file is mapped to be executed.
+fn is_program(file: FileId) -> SysResult<bool> {
+    let mut executable = false;
+    maps::each_vma(|vma, _| {
+        executable = vma.file == Some(file) && vma.prot.contains(ProtFlags::EXEC);
+        if executable { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(executable)
 }
 
 /// Whether somebody else maps pages of a shared range.
 pub(crate) fn is_shared_with_others(range: Range, pagemap: &Pagemap) -> bool {
     let mut shared = false;
-    let asked = pagemap.each_page(range.start(), range.end(), |_, page| {
-        shared |= page.mapped_elsewhere()
-    });
+    let asked = pagemap.each_page(range.start(), range.end(), |_, page| shared |= page.mapped_elsewhere());
     shared || asked.is_err()
 }

@@ -4,11 +4,11 @@ use super::super::protocol::{Access, Source};
 use super::adopt::{self, Backing, Origin};
 use super::client::Grant;
 use super::plan::{self, Mapping, Plan};
-use super::{Exporter, Resolve};
+use super::{Exporter, Resolve, Shared};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::range::Range;
-use crate::sys::maps::{self, Attributes, FileId, Vma};
+use crate::sys::maps::{self, Attributes, Vma};
 use crate::sys::memory::{PAGE, ProtFlags};
 use crate::sys::{fd, procfs};
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,6 +19,8 @@ enum Finding {
     /// All threads must stand still first.
     NeedsFreeze,
     Hole(&'static str),
+    /// This process itself may not write there.
+    ReadOnly,
     /// In this object, over this range.
     InObject {
         serial: u32,
@@ -75,14 +77,10 @@ impl Exporter {
         match finding {
             Finding::NeedsFreeze => return Ok(false),
             Finding::Hole(why) => {
-                log!(
-                    Debug,
-                    "{:#x} is a hole for process {}: {why}",
-                    request.addr,
-                    client.pid()
-                );
+                log!(Debug, "{:#x} is a hole for process {}: {why}", request.addr, client.pid());
                 client.hole(id)?;
             }
+            Finding::ReadOnly => client.read_only(id)?,
             Finding::InObject { serial, range } => {
                 let Some(object) = self.objects.get(serial) else {
                     return Ok(false);
@@ -91,20 +89,10 @@ impl Exporter {
                 let source = Source::Object { serial };
                 client.resolved(id, range, source, writable, Some(object.descriptor(writable)))?;
             }
-            Finding::InFile {
-                range,
-                offset,
-                fd,
-                writable,
-            } => {
+            Finding::InFile { range, offset, fd, writable } => {
                 client.resolved(id, range, Source::File { offset }, writable, Some(fd.as_fd()))?;
             }
-            Finding::InSystemV {
-                range,
-                id: segment,
-                offset,
-                writable,
-            } => {
+            Finding::InSystemV { range, id: segment, offset, writable } => {
                 let source = Source::SystemV { id: segment, offset };
                 client.resolved(id, range, source, writable && write, None)?;
             }
@@ -136,22 +124,17 @@ impl Exporter {
         let plan = plan::plan(&mapping, page, request.run, limit, &self.pagemap);
         match plan.map_err(failed("read of /proc/self/pagemap"))? {
             Plan::Hole(why) => Ok(Finding::Hole(why)),
-            Plan::Adopt { range, protected } => self.adopt(
-                grant,
-                page,
-                range,
-                protected,
-                &mapping.vma,
-                Origin::Private,
-                frozen,
-                request.run > 0,
-            ),
+            Plan::Adopt { range, protected } => {
+                if frozen {
+                    // Before the mapping is replaced: its file may be reached through it alone.
+                    self.private_files.note(range, &mapping.vma, mapping.path());
+                }
+                let run_on = request.run > 0;
+                self.adopt(grant, page, range, protected, &mapping.vma, Origin::Private, frozen, run_on)
+            }
             Plan::Copy { range, file } => {
                 let serial = adopt::copy(&mut self.objects, grant.range, range)?;
-                let backing = Backing {
-                    serial,
-                    origin: Origin::Copied(file),
-                };
+                let backing = Backing { serial, origin: Origin::Copied(file) };
                 self.backed.insert(range, backing).map_err(failed("mmap"))?;
                 if self.watcher.watches_any_mapping() {
                     let _ = self.watcher.watch(range.start(), range.len());
@@ -160,19 +143,9 @@ impl Exporter {
                 Ok(Finding::InObject { serial, range })
             }
             Plan::Share { range, vma } => self.share(grant, page, range, &vma, mapping.path(), uid, frozen),
-            Plan::ShareSystemV {
-                range,
-                id,
-                offset,
-                writable,
-            } => {
+            Plan::ShareSystemV { range, id, offset, writable } => {
                 self.remember_shared(range, &mapping.vma)?;
-                Ok(Finding::InSystemV {
-                    range,
-                    id,
-                    offset,
-                    writable,
-                })
+                Ok(Finding::InSystemV { range, id, offset, writable })
             }
         }
     }
@@ -202,9 +175,7 @@ impl Exporter {
         let Some(mapped) = Range::between(vma.start, vma.end) else {
             return Ok(None);
         };
-        let reach = mapped
-            .intersection(backed)
-            .and_then(|range| range.intersection(request.attached));
+        let reach = mapped.intersection(backed).and_then(|range| range.intersection(request.attached));
         let Some(reach) = reach else { return Ok(None) };
         let writable = vma.prot.contains(ProtFlags::WRITE);
         let permitted = grant.range.covers(object.domain);
@@ -219,11 +190,11 @@ impl Exporter {
                 self.backed.remove(backed).map_err(failed("mmap"))?;
                 return Ok(None);
             }
+            if request.store {
+                return Ok(Some(Finding::ReadOnly));
+            }
             adopt::fill(object, reach).map_err(failed("pwrite"))?;
-            return Ok(Some(Finding::InObject {
-                serial: backing.serial,
-                range: reach,
-            }));
+            return Ok(Some(Finding::InObject { serial: backing.serial, range: reach }));
         }
         if !object.is_at_home(&vma) {
             return Ok(None);
@@ -238,21 +209,17 @@ impl Exporter {
             let Some(range) = reach.intersection(domain) else {
                 return Ok(None);
             };
-            return self
-                .move_home(domain, protected, range, backing, &vma, frozen)
-                .map(Some);
+            return self.move_home(domain, protected, range, backing, &vma, frozen).map(Some);
+        }
+        if request.store && object.protected {
+            return Ok(Some(Finding::ReadOnly));
         }
         // A page that nobody has touched yet: this one and some that follow get zeroes.
         const SHORTEST: usize = 16 * PAGE;
         let ahead = Range::new(page, SHORTEST << request.run.min(5));
-        let range = ahead
-            .and_then(|ahead| ahead.intersection(reach))
-            .unwrap_or(Range::page_at(page));
+        let range = ahead.and_then(|ahead| ahead.intersection(reach)).unwrap_or(Range::page_at(page));
         object.allocate(range).map_err(failed("fallocate"))?;
-        Ok(Some(Finding::InObject {
-            serial: backing.serial,
-            range,
-        }))
+        Ok(Some(Finding::InObject { serial: backing.serial, range }))
     }
 
     /// Moves adopted memory to the object of another domain or protection.
@@ -276,16 +243,11 @@ impl Exporter {
         adopt::rehome(source, home, range.start(), range, vma.prot, &self.watcher)?;
         adopt::restore_attributes(range, &attributes, vma.prot);
         let _ = source.punch(range);
-        self.backed
-            .insert(range, Backing { serial, ..backing })
-            .map_err(failed("mmap"))?;
+        self.backed.insert(range, Backing { serial, ..backing }).map_err(failed("mmap"))?;
         Ok(Finding::InObject { serial, range })
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one step of `find`, kept apart for its length"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "one step of `find`, kept apart for its length")]
     fn adopt(
         &mut self,
         grant: &Grant,
@@ -306,9 +268,7 @@ impl Exporter {
             return Ok(Finding::NeedsFreeze);
         }
         if !self.config.move_pinned && pinned_for_dma() {
-            return Ok(Finding::Hole(
-                "memory is pinned for DMA; RMAP_PINNED=move adopts it all the same",
-            ));
+            return Ok(Finding::Hole("memory is pinned for DMA; RMAP_PINNED=move adopts it all the same"));
         }
         let attributes = self.attributes_of(vma);
         if attributes.device {
@@ -326,20 +286,12 @@ impl Exporter {
         let Some(object) = self.objects.get(serial) else {
             return Err(Error::Invalid("an object that is not there"));
         };
-        self.backed
-            .insert(range, Backing { serial, origin })
-            .map_err(failed("mmap"))?;
+        self.backed.insert(range, Backing { serial, origin }).map_err(failed("mmap"))?;
         // SAFETY: all other threads stand still (`frozen`).
         let adopted = unsafe {
-            adopt::adopt(
-                object,
-                range,
-                vma,
-                &attributes,
-                &self.pagemap,
-                &self.watcher,
-                || self.freezer.still_stopped(),
-            )
+            adopt::adopt(object, range, vma, &attributes, &self.pagemap, &self.watcher, || {
+                self.freezer.still_stopped()
+            })
         };
         if let Err(error) = adopted {
             let _ = self.backed.remove(range);
@@ -361,10 +313,7 @@ impl Exporter {
         attributes
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one step of `find`, kept apart for its length"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "one step of `find`, kept apart for its length")]
     fn share(
         &mut self,
         grant: &Grant,
@@ -385,10 +334,7 @@ impl Exporter {
             Err(errno) if path.ends_with(b" (deleted)") => {
                 // No descriptor is to be had: as good as private, if nobody else has it.
                 if self.inherited.contains(&file) || plan::is_shared_with_others(range, &self.pagemap) {
-                    log!(
-                        Warn,
-                        "{range} is shared memory whose descriptor cannot be had: {errno}"
-                    );
+                    log!(Warn, "{range} is shared memory whose descriptor cannot be had: {errno}");
                     return Ok(Finding::Hole("shared memory whose descriptor cannot be had"));
                 }
                 let protected = !vma.prot.contains(ProtFlags::WRITE);
@@ -409,22 +355,15 @@ impl Exporter {
             return Ok(Finding::Hole("part of a file, for another user"));
         }
         self.remember_shared(range, vma)?;
-        Ok(Finding::InFile {
-            range,
-            offset: vma.offset_of(range.start()),
-            fd,
-            writable,
-        })
+        Ok(Finding::InFile { range, offset: vma.offset_of(range.start()), fd, writable })
     }
 
     /// Notes that importers map a range from its own file, which cannot be taken from them: they are told when it goes.
     fn remember_shared(&mut self, range: Range, vma: &Vma) -> Result<()> {
-        let file = vma.file.unwrap_or(FileId {
-            major: 0,
-            minor: 0,
-            inode: 0,
-        });
-        self.shared.insert(range, file).map_err(failed("mmap"))?;
+        let Some(shared) = Shared::of(vma) else {
+            return Ok(());
+        };
+        self.shared.insert(range, shared).map_err(failed("mmap"))?;
         let _ = self.watcher.watch(range.start(), range.len());
         log!(Debug, "shared {range} from its file");
         Ok(())

@@ -14,10 +14,7 @@ pub(crate) struct Creator {
 
 impl Creator {
     pub(crate) fn of_this_process() -> Self {
-        Self {
-            uid: rustix::process::getuid().as_raw(),
-            gid: rustix::process::getgid().as_raw(),
-        }
+        Self { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() }
     }
 
     /// Whether the peer at `connection` may have `access` to a segment of this mode.

@@ -17,17 +17,17 @@ pub(crate) struct Waiter {
     pub(super) page: usize,
     addr: usize,
     thread: u32,
+    /// It has stored to a page that is there, but protected.
+    store: bool,
 }
 
 impl Importer {
     /// Takes the reports of threads that have touched a missing page.
     pub(crate) fn on_faults(&mut self, poller: &Poller, token: u64) {
         while let Ok(Some(event)) = self.trap.read() {
-            let Event::Missing { addr, thread } = event else {
-                continue;
-            };
+            let Event::Fault { addr, thread, protected } = event else { continue };
             let page = Range::page_at(addr).start();
-            if let Err(errno) = self.waiters.push(Waiter { page, addr, thread }) {
+            if let Err(errno) = self.waiters.push(Waiter { page, addr, thread, store: protected }) {
                 // The thread goes round once more, and asks again.
                 log!(Error, "noting a fault: {errno}");
                 let _ = self.trap.wake(page, PAGE);
@@ -50,21 +50,18 @@ impl Importer {
             if asked {
                 continue;
             }
-            if let Err(error) = self.ask_for(waiter.page, poller, token) {
+            if let Err(error) = self.ask_for(waiter.page, waiter.store, poller, token) {
                 log!(Debug, "{:#x} is a hole: {error}", waiter.addr);
-                self.refuse_page(waiter.page);
+                self.refuse_page(waiter.page, libc::SIGBUS);
                 index = 0;
             }
         }
     }
 
-    fn ask_for(&mut self, page: usize, poller: &Poller, token: u64) -> Result<()> {
+    fn ask_for(&mut self, page: usize, store: bool, poller: &Poller, token: u64) -> Result<()> {
         let index = self.window_at(page).ok_or(Error::Invalid("no window is there"))?;
         let window = self.windows[index];
-        let permit = *self
-            .permit(window.permit)
-            .and_then(|i| self.permits.get(i))
-            .ok_or(Error::NoSuchId)?;
+        let permit = *self.permit(window.permit).and_then(|i| self.permits.get(i)).ok_or(Error::NoSuchId)?;
         if permit.removed {
             return Err(Error::NoSuchId);
         }
@@ -79,6 +76,7 @@ impl Importer {
             addr,
             attached,
             run,
+            store,
         })
     }
 
@@ -97,9 +95,7 @@ impl Importer {
             return Ok(());
         };
         let window = self.windows[index];
-        let same = self
-            .permit(window.permit)
-            .is_some_and(|index| self.permits[index].host == host);
+        let same = self.permit(window.permit).is_some_and(|index| self.permits[index].host == host);
         let local = window.to_local(range).filter(|local| local.contains(page));
         let Some(local) = local.filter(|_| same) else {
             self.wake(Range::page_at(page));
@@ -107,20 +103,17 @@ impl Importer {
         };
         let skipped = window.to_remote(local.start()).wrapping_sub(range.start());
         let source = match source {
-            Source::File { offset } => Source::File {
-                offset: offset.wrapping_add(skipped as u64),
-            },
-            Source::SystemV { id, offset } => Source::SystemV {
-                id,
-                offset: offset.wrapping_add(skipped as u64),
-            },
+            Source::File { offset } => Source::File { offset: offset.wrapping_add(skipped as u64) },
+            Source::SystemV { id, offset } => {
+                Source::SystemV { id, offset: offset.wrapping_add(skipped as u64) }
+            }
             object @ Source::Object { .. } => object,
         };
         self.windows[index].run_end = window.to_remote(local.end());
         let mapped = self.map_piece(window, local, source, writable, descriptor);
         if let Err(error) = mapped {
             log!(Error, "cannot map {local}: {error}");
-            self.refuse_page(page);
+            self.refuse_page(page, libc::SIGBUS);
             return match error {
                 Error::Invalid(_) => Err(error),
                 _ => Ok(()),
@@ -137,9 +130,9 @@ impl Importer {
         }
     }
 
-    /// There is nothing at a page: the threads that sleep on it get SIGBUS. Memory that appears there later is
-    /// found all the same.
-    pub(super) fn refuse_page(&mut self, page: usize) {
+    /// There is nothing at a page, or nothing that may be written: the threads that sleep on it get `signal`. Memory that
+    /// appears there later is found all the same.
+    pub(super) fn refuse_page(&mut self, page: usize, signal: i32) {
         let mut index = 0;
         let mut hard = false;
         while let Some(waiter) = self.waiters.get(index).copied() {
@@ -152,10 +145,10 @@ impl Importer {
                 // Another signal has come in between; if the thread touches the page again, it asks again.
                 continue;
             }
-            if procfs::signal_held_back(waiter.thread, libc::SIGBUS) {
+            if procfs::signal_held_back(waiter.thread, signal) {
                 hard = true;
-            } else if let Err(errno) = self.bus_errors.raise(waiter.thread, waiter.addr) {
-                log!(Error, "SIGBUS for thread {}: {errno}", waiter.thread);
+            } else if let Err(errno) = self.signals.raise(signal, waiter.thread, waiter.addr) {
+                log!(Error, "signal {signal} for thread {}: {errno}", waiter.thread);
                 hard = true;
             }
         }
@@ -172,13 +165,8 @@ impl Importer {
     /// Refuses all that was to be served by one question.
     pub(super) fn refuse_block(&mut self, page: usize) {
         let block = page & !(HUGE_PAGE - 1);
-        while let Some(waiter) = self
-            .waiters
-            .iter()
-            .find(|w| w.page & !(HUGE_PAGE - 1) == block)
-            .copied()
-        {
-            self.refuse_page(waiter.page);
+        while let Some(waiter) = self.waiters.iter().find(|w| w.page & !(HUGE_PAGE - 1) == block).copied() {
+            self.refuse_page(waiter.page, libc::SIGBUS);
         }
     }
 }

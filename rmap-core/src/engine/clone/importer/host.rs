@@ -35,16 +35,7 @@ impl Host {
     pub(crate) fn new(number: u32, endpoint: Endpoint, identity: u64, socket: OwnedFd) -> SysResult<Self> {
         let peer = socket::peer(&socket)?;
         let (known, unsent) = (OwnVec::new(), OwnVec::new());
-        Ok(Self {
-            number,
-            endpoint,
-            identity,
-            alive: true,
-            socket,
-            peer,
-            known,
-            unsent,
-        })
+        Ok(Self { number, endpoint, identity, alive: true, socket, peer, known, unsent })
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -72,9 +63,7 @@ impl Host {
             }
         }
         self.unsent.push(message).map_err(failed("mmap"))?;
-        poller
-            .change(&self.socket, token, true)
-            .map_err(failed("epoll_ctl"))
+        poller.change(&self.socket, token, true).map_err(failed("epoll_ctl"))
     }
 
     pub(crate) fn has_unsent(&self) -> bool {
@@ -90,9 +79,7 @@ impl Host {
                 Err(errno) => return Err(failed("sendmsg")(errno)),
             }
         }
-        poller
-            .change(&self.socket, token, false)
-            .map_err(failed("epoll_ctl"))
+        poller.change(&self.socket, token, false).map_err(failed("epoll_ctl"))
     }
 
     /// The next message, if there is one.
@@ -117,30 +104,25 @@ impl Host {
 
     /// The exporter is gone. What is mapped from its objects stays, and so do their descriptors until the last
     /// permit goes.
-    pub(crate) fn bury(&mut self) {
+    pub(crate) fn bury(&mut self, poller: &Poller) {
         self.alive = false;
         self.unsent.clear();
-        // Ends the watch: a dead connection would be ready for ever.
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        // A dead connection would be ready for ever.
+        poller.remove(&self.socket);
     }
 
     /// Keeps the descriptor of an object.
     pub(crate) fn learn(&mut self, serial: u32, writable: bool, fd: OwnedFd) -> Result<()> {
         super::regular(&fd)?;
         if self.object(serial, writable).is_none() {
-            self.known
-                .push(Known { serial, writable, fd })
-                .map_err(failed("mmap"))?;
+            self.known.push(Known { serial, writable, fd }).map_err(failed("mmap"))?;
         }
         Ok(())
     }
 
     /// The descriptor of an object.
     pub(crate) fn object(&self, serial: u32, writable: bool) -> Option<BorrowedFd<'_>> {
-        let known = self
-            .known
-            .iter()
-            .find(|known| known.serial == serial && known.writable == writable);
+        let known = self.known.iter().find(|known| known.serial == serial && known.writable == writable);
         known.map(|known| known.fd.as_fd())
     }
 

@@ -3,9 +3,9 @@
 //!
 //! All of it belongs to the service thread.
 
-mod bus;
 mod faults;
 mod host;
+mod signals;
 mod window;
 
 use super::calls::{Answer, Call, Calls, Ticket};
@@ -20,10 +20,10 @@ use crate::sys::Errno;
 use crate::sys::event::Poller;
 use crate::sys::maps::FileId;
 use crate::sys::uffd::Userfaultfd;
-use bus::BusErrors;
 use core::time::Duration;
 use faults::Waiter;
 use host::Host;
+use signals::FaultSignals;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use window::{Piece, Window};
 
@@ -74,7 +74,7 @@ pub(crate) struct Importer {
     next_request: u32,
     waiters: OwnVec<Waiter>,
     trap: Userfaultfd,
-    bus_errors: BusErrors,
+    signals: FaultSignals,
     /// An empty file: what is mapped from it gives SIGBUS.
     nothing: OwnedFd,
 }
@@ -104,7 +104,7 @@ impl Importer {
             waiters: OwnVec::new(),
             trap: Userfaultfd::for_missing_pages()
                 .map_err(missing("userfaultfd for shared memory (Linux 5.11)"))?,
-            bus_errors: BusErrors::new().map_err(failed("mmap"))?,
+            signals: FaultSignals::new().map_err(failed("mmap"))?,
             nothing: nothing.map_err(missing("memfd_create"))?,
         })
     }
@@ -119,20 +119,12 @@ impl Importer {
     }
 
     fn permit(&self, number: u32) -> Option<usize> {
-        self.permits
-            .binary_search_by_key(&number, |permit| permit.number)
-            .ok()
+        self.permits.binary_search_by_key(&number, |permit| permit.number).ok()
     }
 
     /// Asks for a permit. Answers now only if there is no connection yet.
     pub(crate) fn open(&mut self, call: Call, ticket: Ticket, calls: &Calls, poller: &Poller, token: u64) {
-        let Call::Open {
-            segment,
-            access,
-            identity,
-            socket,
-        } = call
-        else {
+        let Call::Open { segment, access, identity, socket } = call else {
             return;
         };
         // SAFETY: the caller gives the descriptor away with the call.
@@ -168,9 +160,7 @@ impl Importer {
     ) -> Result<u32> {
         let number = self.next_host;
         let host = Host::new(number, endpoint, identity, socket).map_err(failed("getsockopt"))?;
-        poller
-            .add(host.socket(), token | u64::from(number))
-            .map_err(failed("epoll_ctl"))?;
+        poller.add(host.socket(), token | u64::from(number)).map_err(failed("epoll_ctl"))?;
         self.hosts.push(host).map_err(failed("mmap"))?;
         self.next_host += 1;
         Ok(number)
@@ -189,13 +179,7 @@ impl Importer {
             return Err(Error::NoSuchId);
         };
         let number = self.next_request;
-        let request = Request {
-            number,
-            host,
-            since: now(),
-            said: false,
-            kind,
-        };
+        let request = Request { number, host, since: now(), said: false, kind };
         self.requests.push(request).map_err(failed("mmap"))?;
         self.next_request = self.next_request.wrapping_add(1).max(1);
         let sent = self.hosts[index].send(message(number), poller, token | u64::from(host));
@@ -242,10 +226,10 @@ impl Importer {
                 Ok(Some((message, descriptor))) => {
                     if let Err(error) = self.handle(number, message, descriptor, calls, poller, token) {
                         log!(Warn, "exporter {} dropped: {error}", self.hosts[index].pid());
-                        return self.lose_host(number, calls);
+                        return self.lose_host(number, calls, poller);
                     }
                 }
-                Err(_) => return self.lose_host(number, calls),
+                Err(_) => return self.lose_host(number, calls, poller),
             }
         }
     }
@@ -253,20 +237,17 @@ impl Importer {
     /// Room to write to an exporter again.
     pub(crate) fn host_writable(&mut self, number: u32, calls: &Calls, poller: &Poller, token: u64) {
         let Some(index) = self.host(number) else { return };
-        if self.hosts[index]
-            .flush(poller, token | u64::from(number))
-            .is_err()
-        {
-            return self.lose_host(number, calls);
+        if self.hosts[index].flush(poller, token | u64::from(number)).is_err() {
+            return self.lose_host(number, calls, poller);
         }
         self.close_idle_host(number);
     }
 
     /// An exporter is gone: every wait for it ends. What was mapped stays readable.
-    fn lose_host(&mut self, number: u32, calls: &Calls) {
+    fn lose_host(&mut self, number: u32, calls: &Calls, poller: &Poller) {
         if let Some(index) = self.host(number) {
             log!(Info, "exporter {} is gone", self.hosts[index].pid());
-            self.hosts[index].bury();
+            self.hosts[index].bury(poller);
         }
         let mut index = 0;
         while let Some(request) = self.requests.get(index).copied() {
@@ -284,13 +265,8 @@ impl Importer {
     }
 
     fn take_request(&mut self, number: u32, host: u32) -> Result<Request> {
-        let index = self
-            .requests
-            .iter()
-            .position(|r| r.number == number && r.host == host);
-        index
-            .and_then(|index| self.requests.remove(index))
-            .ok_or(Error::Invalid("an answer to no question"))
+        let index = self.requests.iter().position(|r| r.number == number && r.host == host);
+        index.and_then(|index| self.requests.remove(index)).ok_or(Error::Invalid("an answer to no question"))
     }
 
     fn handle(
@@ -303,12 +279,7 @@ impl Importer {
         token: u64,
     ) -> Result<()> {
         match message {
-            Message::Granted {
-                request,
-                grant,
-                serial,
-                range,
-            } => {
+            Message::Granted { request, grant, serial, range } => {
                 let request = self.take_request(request, host)?;
                 let RequestKind::Get { ticket, access } = request.kind else {
                     return Err(Error::Invalid("a permit for a page"));
@@ -326,12 +297,7 @@ impl Importer {
                 self.close_idle_host(host);
                 Ok(())
             }
-            Message::Resolved {
-                request,
-                range,
-                source,
-                writable,
-            } => {
+            Message::Resolved { request, range, source, writable } => {
                 let request = self.take_request(request, host)?;
                 let RequestKind::Resolve { page } = request.kind else {
                     return Err(Error::Invalid("a page for a permit"));
@@ -345,7 +311,16 @@ impl Importer {
                 let RequestKind::Resolve { page } = request.kind else {
                     return Err(Error::Invalid("a hole for a permit"));
                 };
-                self.refuse_page(page);
+                self.refuse_page(page, libc::SIGBUS);
+                self.ask_for_waiters(poller, token);
+                Ok(())
+            }
+            Message::ReadOnly { request } => {
+                let request = self.take_request(request, host)?;
+                let RequestKind::Resolve { page } = request.kind else {
+                    return Err(Error::Invalid("a page for a permit"));
+                };
+                self.refuse_page(page, libc::SIGSEGV);
                 self.ask_for_waiters(poller, token);
                 Ok(())
             }
@@ -372,21 +347,10 @@ impl Importer {
         let Some(index) = self.host(host) else {
             return Err(Error::NoSuchId);
         };
-        let descriptor = descriptor.ok_or(Error::OutOfResources {
-            call: "recvmsg",
-            errno: Errno::MFILE,
-        })?;
+        let descriptor = descriptor.ok_or(Error::OutOfResources { call: "recvmsg", errno: Errno::MFILE })?;
         self.hosts[index].learn(base, access == Access::ReadWrite, descriptor)?;
         let number = self.next_permit;
-        let permit = Permit {
-            number,
-            host,
-            grant,
-            access,
-            range,
-            base,
-            removed: false,
-        };
+        let permit = Permit { number, host, grant, access, range, base, removed: false };
         self.permits.push(permit).map_err(failed("mmap"))?;
         self.next_permit += 1;
         Ok(number)
@@ -394,9 +358,7 @@ impl Importer {
 
     /// Whether windows of this permit map objects of this very process.
     pub(crate) fn is_own(&self, permit: u32, endpoint: Endpoint) -> bool {
-        let host = self
-            .permit(permit)
-            .and_then(|index| self.host(self.permits[index].host));
+        let host = self.permit(permit).and_then(|index| self.host(self.permits[index].host));
         host.is_some_and(|index| self.hosts[index].endpoint == endpoint)
     }
 
@@ -428,21 +390,10 @@ impl Importer {
             if waited >= LONG && !request.said {
                 self.requests[index].said = true;
                 let pid = self.host(request.host).map_or(0, |index| self.hosts[index].pid());
-                log!(
-                    Warn,
-                    "waiting for exporter {pid}, which does not answer: is it stopped?"
-                );
+                log!(Warn, "waiting for exporter {pid}, which does not answer: is it stopped?");
             }
-            let mark = if self.requests[index].said {
-                None
-            } else {
-                Some(LONG)
-            };
-            for wait in mark
-                .into_iter()
-                .chain(limit)
-                .map(|mark| mark.saturating_sub(waited))
-            {
+            let mark = if self.requests[index].said { None } else { Some(LONG) };
+            for wait in mark.into_iter().chain(limit).map(|mark| mark.saturating_sub(waited)) {
                 next = Some(next.map_or(wait, |next| next.min(wait)));
             }
             index += 1;
@@ -467,10 +418,9 @@ fn refusal(errno: u32) -> Error {
         libc::EBUSY => Error::OutOfIds,
         libc::ENOENT => Error::NoSuchId,
         libc::EINVAL => Error::Invalid("refused by the exporter"),
-        errno if (1..4096).contains(&errno) => Error::OutOfResources {
-            call: "the exporter",
-            errno: Errno::from_raw_os_error(errno),
-        },
+        errno if (1..4096).contains(&errno) => {
+            Error::OutOfResources { call: "the exporter", errno: Errno::from_raw_os_error(errno) }
+        }
         _ => Error::NoSuchId,
     }
 }

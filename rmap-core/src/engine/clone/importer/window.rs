@@ -51,11 +51,7 @@ pub(crate) enum Piece {
 }
 
 fn protection(writable: bool) -> ProtFlags {
-    if writable {
-        ProtFlags::READ | ProtFlags::WRITE
-    } else {
-        ProtFlags::READ
-    }
+    if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ }
 }
 
 /// A place for a window: such that huge pages of the exporter's can be mapped as such.
@@ -79,33 +75,20 @@ impl Importer {
     /// The window that shows `addr`.
     pub(super) fn window_at(&self, addr: usize) -> Option<usize> {
         let index = self.windows.partition_point(|window| window.range.end() <= addr);
-        self.windows
-            .get(index)
-            .filter(|window| window.range.contains(addr))
-            .map(|_| index)
+        self.windows.get(index).filter(|window| window.range.contains(addr)).map(|_| index)
     }
 
     /// Whether a permit is good for anything.
     pub(crate) fn check(&self, permit: u32) -> Result<()> {
-        let permit = self
-            .permit(permit)
-            .and_then(|i| self.permits.get(i))
-            .ok_or(Error::NoSuchId)?;
+        let permit = self.permit(permit).and_then(|i| self.permits.get(i)).ok_or(Error::NoSuchId)?;
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
-        if permit.removed || !self.hosts[host].alive {
-            Err(Error::NoSuchId)
-        } else {
-            Ok(())
-        }
+        if permit.removed || !self.hosts[host].alive { Err(Error::NoSuchId) } else { Ok(()) }
     }
 
     /// Maps a range of the exporter, at `place` if given, over whatever is there.
     pub(crate) fn map(&mut self, permit: u32, remote: Range, place: Option<usize>) -> Result<Range> {
         self.check(permit)?;
-        let permit = *self
-            .permit(permit)
-            .and_then(|i| self.permits.get(i))
-            .ok_or(Error::NoSuchId)?;
+        let permit = *self.permit(permit).and_then(|i| self.permits.get(i)).ok_or(Error::NoSuchId)?;
         if !permit.range.covers(remote) {
             return Err(Error::Invalid("outside the segment"));
         }
@@ -125,16 +108,8 @@ impl Importer {
             }
             error
         })?;
-        let index = self
-            .windows
-            .partition_point(|window| window.range.start() < range.start());
-        let window = Window {
-            range,
-            remote: remote.start(),
-            permit: permit.number,
-            run_end: 0,
-            run: 0,
-        };
+        let index = self.windows.partition_point(|window| window.range.start() < range.start());
+        let window = Window { range, remote: remote.start(), permit: permit.number, run_end: 0, run: 0 };
         self.windows.insert(index, window).map_err(failed("mmap"))?;
         log!(Debug, "window {range} shows {remote}");
         Ok(range)
@@ -144,11 +119,8 @@ impl Importer {
     fn map_base(&self, range: Range, remote: usize, permit: &Permit) -> Result<()> {
         let writable = permit.access == Access::ReadWrite;
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
-        let object = self.hosts[host]
-            .object(permit.base, writable)
-            .ok_or(Error::NoSuchId)?;
-        self.map_object(range, remote, object, writable)
-            .map_err(failed("mmap"))
+        let object = self.hosts[host].object(permit.base, writable).ok_or(Error::NoSuchId)?;
+        self.map_object(range, remote, object, writable).map_err(failed("mmap"))
     }
 
     fn map_object(
@@ -170,15 +142,24 @@ impl Importer {
         self.trap.trap(start, len)
     }
 
+    /// Maps a read-only object over a range of a window whose permit is for writing: the exporter may make the memory
+    /// writable later, so a store is a question, not an error.
+    fn map_protected(&self, range: Range, remote: usize, object: BorrowedFd<'_>) -> SysResult<()> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let (start, len) = (range.start(), range.len());
+        // SAFETY: a part of a window.
+        unsafe { memory::map_over(start, len, protection(false), flags, object, remote as u64) }?;
+        memory::advise(start, len, libc::MADV_DONTFORK)?;
+        memory::advise(start, len, libc::MADV_DONTDUMP)?;
+        self.trap.trap_stores(start, len)?;
+        // SAFETY: allows more; stores are trapped by now.
+        unsafe { memory::protect(start, len, protection(true)) }
+    }
+
     /// Removes a window.
     pub(crate) fn unmap(&mut self, base: usize) -> Result<Range> {
-        let index = self
-            .windows
-            .binary_search_by_key(&base, |window| window.range.start());
-        let window = index
-            .ok()
-            .and_then(|index| self.windows.remove(index))
-            .ok_or(Error::NoSuchId)?;
+        let index = self.windows.binary_search_by_key(&base, |window| window.range.start());
+        let window = index.ok().and_then(|index| self.windows.remove(index)).ok_or(Error::NoSuchId)?;
         let range = window.range;
         self.pieces.remove(range).map_err(failed("mmap"))?;
         // SAFETY: the caller of detach gives the range up.
@@ -197,10 +178,7 @@ impl Importer {
         writable: bool,
         descriptor: Option<OwnedFd>,
     ) -> Result<()> {
-        let permit = *self
-            .permit(window.permit)
-            .and_then(|i| self.permits.get(i))
-            .ok_or(Error::NoSuchId)?;
+        let permit = *self.permit(window.permit).and_then(|i| self.permits.get(i)).ok_or(Error::NoSuchId)?;
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
         let remote = window.to_remote(local.start());
         let writable = writable && permit.access == Access::ReadWrite;
@@ -214,8 +192,12 @@ impl Importer {
                 }
                 let object = self.hosts[host].object(serial, writable);
                 let object = object.ok_or(Error::Invalid("an object that was not sent"))?;
-                self.map_object(local, remote, object, writable)
-                    .map_err(failed("mmap"))?;
+                let mapped = if writable || permit.access == Access::ReadOnly {
+                    self.map_object(local, remote, object, writable)
+                } else {
+                    self.map_protected(local, remote, object)
+                };
+                mapped.map_err(failed("mmap"))?;
                 let noted = if serial == permit.base {
                     self.pieces.remove(local)
                 } else {
@@ -261,20 +243,11 @@ impl Importer {
     /// Makes a page of a window give SIGBUS to whoever touches it, without asking.
     pub(super) fn map_nothing(&mut self, page: usize) -> Result<()> {
         let range = Range::page_at(page);
-        self.pieces
-            .insert(range, Piece::Nothing)
-            .map_err(failed("mmap"))?;
+        self.pieces.insert(range, Piece::Nothing).map_err(failed("mmap"))?;
         // SAFETY: a page of a window.
         unsafe {
             let flags = MapFlags::SHARED;
-            memory::map_over(
-                range.start(),
-                PAGE,
-                ProtFlags::READ,
-                flags,
-                self.nothing.as_fd(),
-                0,
-            )
+            memory::map_over(range.start(), PAGE, ProtFlags::READ, flags, self.nothing.as_fd(), 0)
         }
         .map_err(failed("mmap"))
     }
