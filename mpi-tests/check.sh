@@ -12,7 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 transport=${MPI_TRANSPORT:-xpmem}
 [ $# -eq 0 ] || CONSUMERS=("$@")
-export MPI_TIMEOUT=${MPI_TIMEOUT:-60}
+export MPI_TIMEOUT=${MPI_TIMEOUT:-90}
 
 log=$(mktemp "${MPI_TMP:-/tmp}/rmap-mpi-check.XXXXXX")
 trap 'rm -f "$log"' EXIT

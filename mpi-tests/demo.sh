@@ -26,7 +26,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 
 [ $# -eq 0 ] || CONSUMERS=("$@")
-export MPI_TIMEOUT=${MPI_TIMEOUT:-60}
+export MPI_TIMEOUT=${MPI_TIMEOUT:-90}
 declare -A title=(
     [ompi-vader]="Open MPI $(dpkg-query -W -f '${source:Version}' libopenmpi3 2>/dev/null || true), its own shared-memory component (vader)"
     [ompi-ucx]="Open MPI over UCX $(dpkg-query -W -f '${source:Version}' libucx0 2>/dev/null || true)"

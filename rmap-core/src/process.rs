@@ -9,6 +9,7 @@ use crate::engine::{Access, Engine, Opened, clone};
 use crate::error::{Error, Result, failed};
 use crate::id::Id;
 use crate::log::{self, log};
+use crate::own;
 use crate::range::Range;
 use crate::sys::maps::MapsQuery;
 use crate::sys::memory::{self, PAGE};
@@ -288,7 +289,8 @@ pub unsafe fn detach(vaddr: usize) -> Result<()> {
     }
     drop(tables);
     let maps = MapsQuery::new().map_err(failed("open of /proc/self/maps"))?;
-    match maps.at(vaddr) {
+    // The library's own memory may have come to where an attachment was.
+    match maps.at(vaddr).filter(|vma| vma.file.is_none() || vma.file != own::file_id().ok()) {
         Some(_) => Err(Error::Invalid("not an attachment")),
         None => Ok(()),
     }

@@ -33,14 +33,22 @@ pub(crate) fn raise_fault(signal: i32, pid: u32, tid: u32, addr: usize) -> SysRe
     const BUS_ADRERR_OR_SEGV_ACCERR: i32 = 2;
     ptrace::seize(tid)?;
     queue_fault(signal, pid, tid, addr)?;
+    let mut overtaken = false;
     loop {
         match ptrace::wait()? {
+            // The thread has left its access for another handler; if it comes back to it, it asks again.
+            (_, Change::AtSignal(arrived)) if arrived == signal && overtaken => {
+                return ptrace::detach(tid, 0);
+            }
             (_, Change::AtSignal(arrived)) if arrived == signal => {
                 let info = info(signal, BUS_ADRERR_OR_SEGV_ACCERR, addr);
                 ptrace::set_signal_info(tid, info.as_ptr().expose_provenance())?;
                 return ptrace::detach(tid, signal);
             }
-            (_, Change::AtSignal(other)) => ptrace::resume(tid, other)?,
+            (_, Change::AtSignal(other)) => {
+                overtaken = true;
+                ptrace::resume(tid, other)?;
+            }
             (_, Change::Stopped) => ptrace::resume(tid, 0)?,
             (_, Change::Gone) => return Err(Errno::SRCH),
         }

@@ -2,6 +2,7 @@
 
 use super::{Errno, SysResult, raw};
 use core::ffi::c_void;
+use core::time::Duration;
 
 /// Starts a detached thread on `stack`, with every signal blocked and on any core the process may use.
 ///
@@ -118,4 +119,33 @@ pub(crate) fn die_with_parent() {
 /// The thread id of the caller.
 pub(crate) fn id() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
+}
+
+fn clock(id: usize) -> Option<Duration> {
+    let mut time = [0u64; 2];
+    let args = [id, time.as_mut_ptr().expose_provenance(), 0, 0, 0, 0];
+    // SAFETY: the kernel writes two words.
+    unsafe { raw::syscall(libc::SYS_clock_gettime, args) }.ok()?;
+    Some(Duration::new(time[0], time[1] as u32))
+}
+
+/// Time since some moment in the past.
+pub(crate) fn time() -> Duration {
+    clock(libc::CLOCK_MONOTONIC as usize).unwrap_or_default()
+}
+
+/// How long thread `tid` of this process has been on a core; `None` if it is gone.
+pub(crate) fn time_on_core(tid: u32) -> Option<Duration> {
+    // The kernel's id of a thread's clock (`man 3 pthread_getcpuclockid`).
+    const PER_THREAD: i32 = 4;
+    const SCHEDULER: i32 = 2;
+    let id = (!tid.cast_signed()) << 3 | PER_THREAD | SCHEDULER;
+    clock(id as usize)
+}
+
+/// Leaves the core to others for a while.
+pub(crate) fn pause(time: Duration) {
+    let time = [time.as_secs(), u64::from(time.subsec_nanos())];
+    // SAFETY: the kernel reads two words.
+    let _ = unsafe { raw::syscall(libc::SYS_nanosleep, [time.as_ptr().expose_provenance(), 0, 0, 0, 0, 0]) };
 }

@@ -1,6 +1,6 @@
 //! What a random program is made of.
 
-use proptest::prelude::*;
+use rmap_tests::Random;
 
 /// Pages of the arena.
 pub(crate) const PAGES: usize = 64;
@@ -92,52 +92,100 @@ pub(crate) enum Op {
     },
 }
 
-fn span() -> impl Strategy<Value = Span> {
-    (
-        0..PAGES,
-        prop_oneof![3 => 1..4_usize, 2 => 1..17_usize, 1 => Just(PAGES)],
-    )
-        .prop_map(|(first, count)| Span { first, count })
+fn span(random: &mut Random) -> Span {
+    let first = random.below(PAGES);
+    let count = match random.below(6) {
+        0..3 => 1 + random.below(3),
+        3..5 => 1 + random.below(16),
+        _ => PAGES,
+    };
+    Span { first, count }
 }
 
-fn kind() -> impl Strategy<Value = Kind> {
-    prop_oneof![
-        6 => Just(Kind::Anonymous),
-        2 => Just(Kind::SharedAnonymous),
-        2 => Just(Kind::SharedFile),
-        2 => Just(Kind::PrivateFile),
-    ]
+fn kind(random: &mut Random) -> Kind {
+    match random.below(12) {
+        0..6 => Kind::Anonymous,
+        6..8 => Kind::SharedAnonymous,
+        8..10 => Kind::SharedFile,
+        _ => Kind::PrivateFile,
+    }
 }
 
-fn access() -> impl Strategy<Value = Access> {
-    prop_oneof![6 => Just(Access::Write), 2 => Just(Access::Read), 1 => Just(Access::None)]
+fn access(random: &mut Random) -> Access {
+    match random.below(9) {
+        0..6 => Access::Write,
+        6..8 => Access::Read,
+        _ => Access::None,
+    }
 }
 
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        10 => (span(), kind(), access(), 0..PAGES)
-            .prop_map(|(span, kind, access, index)| Op::Map { span, kind, access, index }),
-        6 => span().prop_map(|span| Op::Unmap { span }),
-        6 => (span(), access()).prop_map(|(span, access)| Op::Protect { span, access }),
-        5 => span().prop_map(|span| Op::Forget { span }),
-        2 => span().prop_map(|span| Op::Erase { span }),
-        6 => (span(), 0..PAGES, 1..9_usize, any::<bool>())
-            .prop_map(|(span, to, count, keep)| Op::Move { span, to, count, keep }),
-        5 => (span(), 1..17_usize).prop_map(|(span, count)| Op::Resize { span, count }),
-        3 => (0..9_usize).prop_map(|pages| Op::Heap { pages }),
-        14 => span().prop_map(|span| Op::Write { span }),
-        14 => (0..6_usize, span()).prop_map(|(view, span)| Op::WriteThrough { view, span }),
-        14 => (0..6_usize, span()).prop_map(|(view, span)| Op::Look { view, span }),
-        4 => Just(Op::LookAtAll),
-        5 => span().prop_map(|span| Op::Attach { span }),
-        3 => (0..6_usize).prop_map(|view| Op::Detach { view }),
-        2 => Just(Op::Fork),
-        2 => Just(Op::EndChild),
-        3 => (0..4_usize).prop_map(|number| Op::Worker { number }),
-    ]
+fn op(random: &mut Random) -> Op {
+    let view = random.below(6);
+    let span = span(random);
+    match random.below(100) {
+        0..10 => {
+            Op::Map { span, kind: kind(random), access: access(random), index: random.below(PAGES) }
+        }
+        10..16 => Op::Unmap { span },
+        16..22 => Op::Protect { span, access: access(random) },
+        22..27 => Op::Forget { span },
+        27..29 => Op::Erase { span },
+        29..35 => {
+            let (to, count) = (random.below(PAGES), 1 + random.below(8));
+            Op::Move { span, to, count, keep: random.below(2) == 0 }
+        }
+        35..40 => Op::Resize { span, count: 1 + random.below(16) },
+        40..43 => Op::Heap { pages: random.below(9) },
+        43..57 => Op::Write { span },
+        57..71 => Op::WriteThrough { view, span },
+        71..83 => Op::Look { view, span },
+        83..86 => Op::LookAtAll,
+        86..90 => Op::Attach { span },
+        90..93 => Op::Detach { view },
+        93..95 => Op::Fork,
+        95..97 => Op::EndChild,
+        _ => Op::Worker { number: random.below(4) },
+    }
 }
 
-/// Programs of some steps.
-pub(crate) fn program(steps: usize) -> impl Strategy<Value = Vec<Op>> {
-    prop::collection::vec(op(), steps / 2..=steps)
+/// A program of so many steps.
+pub(crate) fn program(random: &mut Random, steps: usize) -> Vec<Op> {
+    (0..steps).map(|_| op(random)).collect()
+}
+
+/// Programs that are a little simpler than this one, the simplest first.
+pub(crate) fn simpler(ops: &[Op]) -> impl Iterator<Item = Vec<Op>> + '_ {
+    let lengths = std::iter::successors(Some(ops.len() / 2), |len| (*len > 1).then_some(len / 2));
+    let shorter = lengths.filter(|len| *len > 0).flat_map(move |len| {
+        (0..ops.len()).step_by(len).map(move |start| {
+            let end = (start + len).min(ops.len());
+            [&ops[..start], &ops[end..]].concat()
+        })
+    });
+    let smaller = (0..ops.len()).filter_map(|at| {
+        let mut ops = ops.to_vec();
+        let span = ops[at].span().filter(|span| span.count > 1)?;
+        span.count = span.count.min(PAGES) / 2;
+        Some(ops)
+    });
+    shorter.chain(smaller)
+}
+
+impl Op {
+    fn span(&mut self) -> Option<&mut Span> {
+        match self {
+            Self::Map { span, .. }
+            | Self::Unmap { span }
+            | Self::Protect { span, .. }
+            | Self::Forget { span }
+            | Self::Erase { span }
+            | Self::Move { span, .. }
+            | Self::Resize { span, .. }
+            | Self::Write { span }
+            | Self::WriteThrough { span, .. }
+            | Self::Look { span, .. }
+            | Self::Attach { span } => Some(span),
+            _ => None,
+        }
+    }
 }

@@ -68,6 +68,9 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut c_v
             return;
         }
         // Not one of ours: the instruction runs again and the process dies of it.
+        // SAFETY: as above.
+        let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+        last_words(signal, code, address, at);
         // SAFETY: SIG_DFL is a valid action.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
@@ -85,6 +88,17 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut c_v
         })
     };
     registers[libc::REG_RIP as usize] = end as i64;
+}
+
+/// Tells of a fault that ends the process, without the heap and without a lock.
+fn last_words(signal: i32, code: i32, address: usize, at: usize) {
+    use std::io::Write as _;
+    let mut text = [0; 160];
+    let mut rest = &mut text[..];
+    let _ = writeln!(rest, "fatal signal {signal} code {code} at {address:#x}, instruction at {at:#x}");
+    let left = rest.len();
+    // SAFETY: a valid buffer of this length.
+    unsafe { libc::write(2, text.as_ptr().cast(), text.len() - left) };
 }
 
 /// Sets the handlers.

@@ -18,14 +18,18 @@ use crate::sys::maps::{self, FileId, Vma};
 use crate::sys::memory;
 use crate::sys::memory::{MapFlags, ProtFlags};
 use crate::sys::procfs::{self, Blocked};
+use crate::sys::thread;
 use crate::sys::uffd::Event;
 use core::ops::ControlFlow;
+use core::time::Duration;
 
 /// What the held threads have asked for.
 #[derive(Debug)]
 struct Held {
     /// Ranges whose pages are about to be dropped.
     drops: OwnVec<Range>,
+    /// Ranges of `MADV_FREE`, which gives an event and then refuses shared memory: they keep their pages.
+    refused: OwnVec<Range>,
     /// Ranges that `mremap` moved away and left mapped and empty.
     emptied: OwnVec<Range>,
     /// Where mappings may have gone. A mapping that had grown in place was larger than the tables knew.
@@ -36,39 +40,83 @@ const MREMAP_FIXED: usize = 2;
 const MREMAP_DONTUNMAP: usize = 4;
 const MADV_DONTNEED_LOCKED: usize = 24;
 
-fn held_threads() -> Result<Held> {
-    let mut held = Held { drops: OwnVec::new(), emptied: OwnVec::new(), touched: OwnVec::new() };
+impl Held {
+    fn none() -> Self {
+        Self { drops: OwnVec::new(), refused: OwnVec::new(), emptied: OwnVec::new(), touched: OwnVec::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.drops.is_empty() && self.refused.is_empty() && self.emptied.is_empty() && self.touched.is_empty()
+    }
+
+    /// Notes what a thread has asked for that is held in `call`.
+    fn note(&mut self, call: i64, args: [usize; 6]) -> SysResult<()> {
+        let pages = |start: usize, len: usize| Range::new(start, len.checked_next_multiple_of(memory::PAGE)?);
+        let Some(range) = pages(args[0], args[1]) else { return Ok(()) };
+        match call {
+            libc::SYS_madvise if matches!(args[2], 4 | 9 | MADV_DONTNEED_LOCKED) => self.drops.push(range),
+            libc::SYS_madvise if args[2] == libc::MADV_FREE as usize => self.refused.push(range),
+            libc::SYS_munmap | libc::SYS_mmap => self.touched.push(range),
+            libc::SYS_mremap => {
+                let target = pages(args[4], args[2]).filter(|_| args[3] & MREMAP_FIXED != 0);
+                let kind =
+                    if args[3] & MREMAP_DONTUNMAP != 0 { &mut self.emptied } else { &mut self.touched };
+                kind.push(range)?;
+                target.map_or(Ok(()), |target| self.touched.push(target))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A thread that has been on a core for so long was not about to fall asleep on its event.
+const MOMENT: Duration = Duration::from_millis(2);
+/// How long to wait for a thread to get a core at all, and how often to look.
+const STARVED: Duration = Duration::from_secs(5);
+const GLANCE: Duration = Duration::from_micros(50);
+
+/// What the threads have asked for that are held now.
+///
+/// Reading an event wakes all threads that are held, and each falls asleep again at once, when it gets a core. With `settle`,
+/// a thread that is awake is therefore watched until it sleeps, or has run for longer than that takes.
+fn held_threads(settle: bool) -> Result<Held> {
+    let mut held = Held::none();
+    let mut awake: OwnVec<(u32, Option<Duration>)> = OwnVec::new();
     let tasks = procfs::open(c"/proc/self/task").map_err(failed("open of /proc/self/task"))?;
-    let this = crate::sys::thread::id();
+    let this = thread::id();
     let mut result = Ok(());
     procfs::each_numbered_entry(&tasks, |tid| {
         if tid == this || procfs::waits_for_event(tid) == Some(false) {
             return;
         }
-        let Some(Blocked::In { call, args }) = procfs::blocked(tid) else {
-            return;
+        let noted = match procfs::blocked(tid) {
+            Some(Blocked::In { call, args }) => held.note(call, args),
+            Some(Blocked::InFault) => Ok(()),
+            None => awake.push((tid, thread::time_on_core(tid))),
         };
-        let pages = |start: usize, len: usize| Range::new(start, len.checked_next_multiple_of(memory::PAGE)?);
-        let Some(range) = pages(args[0], args[1]) else {
-            return;
-        };
-        let pushed = match call {
-            libc::SYS_madvise if matches!(args[2], 4 | 9 | MADV_DONTNEED_LOCKED) => held.drops.push(range),
-            libc::SYS_munmap | libc::SYS_mmap => held.touched.push(range),
-            libc::SYS_mremap => {
-                let target = pages(args[4], args[2]).filter(|_| args[3] & MREMAP_FIXED != 0);
-                let kind =
-                    if args[3] & MREMAP_DONTUNMAP != 0 { &mut held.emptied } else { &mut held.touched };
-                kind.push(range).and_then(|()| target.map_or(Ok(()), |target| held.touched.push(target)))
-            }
-            _ => Ok(()),
-        };
-        if let Err(errno) = pushed {
-            result = Err(failed("mmap")(errno));
-        }
+        result = result.and(noted);
     })
     .map_err(failed("read of /proc/self/task"))?;
-    result.map(|()| held)
+    result.map_err(failed("mmap"))?;
+    let start = thread::time();
+    let starved = || thread::time().saturating_sub(start) > STARVED;
+    while (settle || held.is_empty()) && !awake.is_empty() && !starved() {
+        thread::pause(GLANCE);
+        awake.retain(|(tid, before)| match procfs::waits_for_event(*tid) {
+            Some(true) => match procfs::blocked(*tid) {
+                Some(Blocked::In { call, args }) => {
+                    result = result.and(held.note(call, args));
+                    false
+                }
+                _ => true,
+            },
+            Some(false) => false,
+            None => thread::time_on_core(*tid)
+                .is_some_and(|now| now.saturating_sub(before.unwrap_or_default()) < MOMENT),
+        });
+    }
+    result.map_err(failed("mmap"))?;
+    Ok(held)
 }
 
 /// A move that an event has told of.
@@ -95,8 +143,9 @@ impl Exporter {
     /// Handles the events that wait to be read.
     pub(crate) fn on_events(&mut self) {
         // An event that comes after the look at what is held must not be read before the next look.
+        let mut first = true;
         while self.watcher.has_report() {
-            let held = self.before_event();
+            let held = self.before_event(!core::mem::take(&mut first));
             if let Err(error) = &held {
                 log!(Error, "following the address space: {error}");
             }
@@ -112,8 +161,8 @@ impl Exporter {
         }
     }
 
-    fn before_event(&mut self) -> Result<Held> {
-        let held = held_threads()?;
+    fn before_event(&mut self, settle: bool) -> Result<Held> {
+        let held = held_threads(settle)?;
         self.reconcile_with(&held)?;
         // A range of several mappings gives an event for each. All of it is about to be dropped by the same call.
         for range in held.drops.iter() {
@@ -124,7 +173,8 @@ impl Exporter {
 
     fn after_drop(&self, start: usize, end: usize, held: Option<&Held>) {
         let Some(range) = Range::between(start, end) else { return };
-        if !held.is_some_and(|held| held.drops.iter().any(|drop| drop.covers(range))) {
+        let foreseen = |held: &Held| held.drops.iter().chain(held.refused.iter()).any(|r| r.covers(range));
+        if !held.is_some_and(foreseen) {
             // Somebody else's process_madvise.
             log!(Debug, "pages of {range} dropped unseen");
             self.drop_pages(range);
@@ -154,7 +204,7 @@ impl Exporter {
 
     /// Makes objects and tables agree with the maps.
     pub(super) fn reconcile(&mut self) -> Result<()> {
-        self.reconcile_with(&held_threads()?)
+        self.reconcile_with(&held_threads(false)?)
     }
 
     fn reconcile_with(&mut self, held: &Held) -> Result<()> {

@@ -19,6 +19,7 @@ use crate::range::Range;
 use crate::sys::Errno;
 use crate::sys::event::Poller;
 use crate::sys::maps::FileId;
+use crate::sys::thread;
 use crate::sys::uffd::Userfaultfd;
 use core::time::Duration;
 use faults::Waiter;
@@ -77,11 +78,6 @@ pub(crate) struct Importer {
     signals: FaultSignals,
     /// An empty file: what is mapped from it gives SIGBUS.
     nothing: OwnedFd,
-}
-
-fn now() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 /// How long an exporter may take before the log says so.
@@ -179,7 +175,7 @@ impl Importer {
             return Err(Error::NoSuchId);
         };
         let number = self.next_request;
-        let request = Request { number, host, since: now(), said: false, kind };
+        let request = Request { number, host, since: thread::time(), said: false, kind };
         self.requests.push(request).map_err(failed("mmap"))?;
         self.next_request = self.next_request.wrapping_add(1).max(1);
         let sent = self.hosts[index].send(message(number), poller, token | u64::from(host));
@@ -264,9 +260,10 @@ impl Importer {
         self.close_idle_host(number);
     }
 
-    fn take_request(&mut self, number: u32, host: u32) -> Result<Request> {
-        let index = self.requests.iter().position(|r| r.number == number && r.host == host);
-        index.and_then(|index| self.requests.remove(index)).ok_or(Error::Invalid("an answer to no question"))
+    /// The request that an answer is for; `None` if it was given up.
+    fn take_request(&mut self, number: u32, host: u32) -> Option<Request> {
+        let index = self.requests.iter().position(|r| r.number == number && r.host == host)?;
+        self.requests.remove(index)
     }
 
     fn handle(
@@ -280,7 +277,9 @@ impl Importer {
     ) -> Result<()> {
         match message {
             Message::Granted { request, grant, serial, range } => {
-                let request = self.take_request(request, host)?;
+                let Some(request) = self.take_request(request, host) else {
+                    return self.give_back(host, grant, poller, token);
+                };
                 let RequestKind::Get { ticket, access } = request.kind else {
                     return Err(Error::Invalid("a permit for a page"));
                 };
@@ -289,7 +288,7 @@ impl Importer {
                 Ok(())
             }
             Message::Refused { request, errno } => {
-                let request = self.take_request(request, host)?;
+                let Some(request) = self.take_request(request, host) else { return Ok(()) };
                 let RequestKind::Get { ticket, .. } = request.kind else {
                     return Err(Error::Invalid("a permit refused for a page"));
                 };
@@ -298,7 +297,7 @@ impl Importer {
                 Ok(())
             }
             Message::Resolved { request, range, source, writable } => {
-                let request = self.take_request(request, host)?;
+                let Some(request) = self.take_request(request, host) else { return Ok(()) };
                 let RequestKind::Resolve { page } = request.kind else {
                     return Err(Error::Invalid("a page for a permit"));
                 };
@@ -307,7 +306,7 @@ impl Importer {
                 Ok(())
             }
             Message::Hole { request } => {
-                let request = self.take_request(request, host)?;
+                let Some(request) = self.take_request(request, host) else { return Ok(()) };
                 let RequestKind::Resolve { page } = request.kind else {
                     return Err(Error::Invalid("a hole for a permit"));
                 };
@@ -316,7 +315,7 @@ impl Importer {
                 Ok(())
             }
             Message::ReadOnly { request } => {
-                let request = self.take_request(request, host)?;
+                let Some(request) = self.take_request(request, host) else { return Ok(()) };
                 let RequestKind::Resolve { page } = request.kind else {
                     return Err(Error::Invalid("a page for a permit"));
                 };
@@ -332,6 +331,16 @@ impl Importer {
                 Ok(())
             }
             _ => Err(Error::Invalid("a message that exporters do not send")),
+        }
+    }
+
+    /// Gives back a permit that came too late.
+    fn give_back(&mut self, host: u32, grant: u32, poller: &Poller, token: u64) -> Result<()> {
+        match self.host(host) {
+            Some(index) => {
+                self.hosts[index].send(Message::Release { grant }, poller, token | u64::from(host))
+            }
+            None => Ok(()),
         }
     }
 
@@ -371,7 +380,7 @@ impl Importer {
 
     /// Says so in the log if an exporter takes long, and gives up where a limit is set. Returns when to look again.
     pub(crate) fn check_patience(&mut self, calls: &Calls) -> Option<Duration> {
-        let now = now();
+        let now = thread::time();
         let limit = self.config.peer_timeout;
         let mut next: Option<Duration> = None;
         let mut index = 0;
