@@ -182,6 +182,7 @@ if [ "$status" != 0 ] || [ -n "${MPI_VERBOSE:-}" ]; then
 else
     grep -vE '^runtime: |^\[[0-9]+\] MPI startup|^ *$' "$work/output" || true
 fi
+[ "$status" = 0 ] || grep -q '^FAIL ' "$work/output" || cat "$work"/failure.* 2>/dev/null || true
 if [ "$status" = 124 ] || [ "$status" = 137 ]; then
     echo "mpi-tests/run: $consumer $transport $program: no end after ${MPI_TIMEOUT:-120} s" >&2
 fi

@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <mpi.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,22 +54,36 @@ static inline void fill(void *buffer, size_t size, uint64_t seed)
     memcpy(p + i, &word, size - i);
 }
 
-static inline void fail_at(const char *what, int peer, size_t size, size_t offset, unsigned expected, unsigned got)
+/* Says what is wrong and ends the job. A launcher that ends a job may lose its last output, so the line also goes to a file. */
+static inline __attribute__((noreturn, format(printf, 1, 2))) void fail(const char *format, ...)
 {
-    printf("FAIL rank %d: %s, peer %d, size %zu, first bad byte at offset %zu: expected 0x%02x, got 0x%02x\n", my_rank, what,
-           peer, size, offset, expected, got);
+    const char *folder = getenv("RMAP_MPI_JOB");
+    char line[512], path[512];
+    va_list arguments;
+    FILE *file;
+
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    snprintf(path, sizeof path, "%s/failure.%d", folder ? folder : "", my_rank);
+    file = folder ? fopen(path, "w") : NULL;
+    if (file) {
+        fprintf(file, "FAIL rank %d: %s\n", my_rank, line);
+        fclose(file);
+    }
+    printf("FAIL rank %d: %s\n", my_rank, line);
     fflush(stdout);
     MPI_Abort(MPI_COMM_WORLD, 1);
     _exit(1);
 }
 
-static inline void fail_call(const char *what)
+static inline void fail_at(const char *what, int peer, size_t size, size_t offset, unsigned expected, unsigned got)
 {
-    printf("FAIL rank %d: %s: %s\n", my_rank, what, strerror(errno));
-    fflush(stdout);
-    MPI_Abort(MPI_COMM_WORLD, 1);
-    _exit(1);
+    fail("%s, peer %d, size %zu, first bad byte at offset %zu: expected 0x%02x, got 0x%02x", what, peer, size, offset, expected,
+         got);
 }
+
+static inline void fail_call(const char *what) { fail("%s: %s", what, strerror(errno)); }
 
 static inline void check(const void *buffer, size_t size, uint64_t seed, const char *what, int peer)
 {

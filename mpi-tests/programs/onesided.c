@@ -53,12 +53,8 @@ static void expect(uint64_t got, uint64_t expected, const char *what, int peer)
 {
     checked_messages++;
     checked_bytes += sizeof got;
-    if (got != expected) {
-        printf("FAIL rank %d: %s, peer %d: expected %llu, got %llu\n", my_rank, what, peer, (unsigned long long)expected,
-               (unsigned long long)got);
-        fflush(stdout);
-        MPI_Abort(MPI_COMM_WORLD, 1);
-    }
+    if (got != expected)
+        fail("%s, peer %d: expected %llu, got %llu", what, peer, (unsigned long long)expected, (unsigned long long)got);
 }
 
 /* All ranks add to the same words of all ranks at once. */

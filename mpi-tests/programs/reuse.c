@@ -313,12 +313,8 @@ static void fork_steps(void)
                 fail_call("waiting for the child");
             close(go[0]);
             close(go[1]);
-            if (status != 0) {
-                printf("FAIL rank %d: forked child ended with status 0x%x (exit 3: it saw the parent's later writes)\n", my_rank,
-                       (unsigned)status);
-                fflush(stdout);
-                MPI_Abort(MPI_COMM_WORLD, 1);
-            }
+            if (status != 0)
+                fail("forked child ended with status 0x%x (exit 3: it saw the parent's later writes)", (unsigned)status);
         }
         pass(buffer, size, PATTERN, "after fork");
     }

@@ -543,9 +543,9 @@ fn an_importer_forks_and_keeps_its_attachments() {
     let mut child = importer.fork();
     // Not inherited.
     child.expect_gone(here, 8, 20);
+    child.detach(here);
     assert_eq!(child.release(apid), Err(libc::EACCES));
     assert_eq!(child.try_attach(apid, address, PAGE), Err(libc::EACCES));
-    child.detach(here);
     importer.check(here, 8, 20);
     let own = child.get_attach(segid, address, 8 * PAGE);
     child.fill(own, 1, 99);

@@ -14,15 +14,15 @@ fn label(actor: &mut Actor) {
     }
 }
 
-/// Starts threads and lets each do so many steps.
-fn run(actors: &mut [&mut Actor], works: &[Vec<String>], steps: usize) -> Vec<Vec<Report>> {
+/// Starts threads and lets each of an actor do so many steps.
+fn run(actors: &mut [&mut Actor], works: &[Vec<String>], steps: &[usize]) -> Vec<Vec<Report>> {
     let mut running: Vec<Vec<usize>> = Vec::new();
     for (actor, works) in actors.iter_mut().zip(works) {
         running.push(works.iter().map(|work| actor.start(work)).collect());
     }
-    for (actor, threads) in actors.iter_mut().zip(&running) {
+    for ((actor, threads), steps) in actors.iter_mut().zip(&running).zip(steps) {
         for thread in threads {
-            while actor.number(&format!("progress {thread}")) < steps {
+            while actor.number(&format!("progress {thread}")) < *steps {
                 std::thread::yield_now();
             }
         }
@@ -66,7 +66,7 @@ fn many_threads_of_one_importer() {
             )
         })
         .collect();
-    for report in run(&mut [&mut importer], &[works], 1500).concat() {
+    for report in run(&mut [&mut importer], &[works], &[1000]).concat() {
         expect_clean(&report);
         assert_eq!(report["holes"], 0, "{report:?}");
         assert!(report["loads"] > 0, "{report:?}");
@@ -84,7 +84,7 @@ fn a_process_and_itself() {
     let works = (0..8)
         .map(|number| format!("api {} {segid} {ARENA} {PAGES}", seed() + number))
         .collect();
-    for report in run(&mut [&mut actor], &[works], 1500).concat() {
+    for report in run(&mut [&mut actor], &[works], &[1000]).concat() {
         expect_clean(&report);
     }
     actor.exit();
@@ -112,7 +112,7 @@ fn three_processes_with_each_other() {
         })
         .collect();
     let mut all: Vec<&mut Actor> = actors.iter_mut().collect();
-    for report in run(&mut all, &works, 800).concat() {
+    for report in run(&mut all, &works, &[500; 3]).concat() {
         expect_clean(&report);
         assert_eq!(report["holes"], 0, "{report:?}");
     }
@@ -121,33 +121,50 @@ fn three_processes_with_each_other() {
     }
 }
 
-#[test]
-fn importers_look_while_exporters_change() {
-    let stage = Stage::new("importers_look_while_exporters_change", 120);
+/// Exporter threads change their memory, importer threads look at it, and both do so many steps.
+fn change_and_look(name: &str, changing: (usize, usize), looking: (usize, usize)) {
+    let stage = Stage::new(name, 120);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
     let segid = exporter.make_all();
-    let pages = 64;
     let area = |number: usize| ARENA + number * 4096 * PAGE;
-    let churn: Vec<String> = (0..4)
-        .map(|number| format!("churn {:#x} {pages} {}", area(number), seed() + number as u64))
+    let churn: Vec<String> = (0..changing.0)
+        .map(|number| format!("churn {:#x} {PAGES} {}", area(number), seed() + number as u64))
         .collect();
-    let scan: Vec<String> = (0..8)
+    let scan: Vec<String> = (0..looking.0)
         .map(|number| {
-            let here = importer.get_attach(segid, area(number % 4), pages * PAGE);
-            format!("scan {here:#x} {pages} {number}")
+            let here = importer.get_attach(segid, area(number % changing.0), PAGES * PAGE);
+            format!("scan {here:#x} {PAGES} {number}")
         })
         .collect();
-    let reports = run(&mut [&mut exporter, &mut importer], &[churn, scan], 3000);
+    let steps = [changing.1, looking.1];
+    let reports = run(&mut [&mut exporter, &mut importer], &[churn, scan], &steps);
     for report in &reports[0] {
         assert_eq!((report["wrong"], report["errno"]), (0, 0), "{report:?}");
     }
+    let mut sum = 0;
     for report in &reports[1] {
         // A page may be seen while it is written: other bytes are no error, other faults are.
         assert_eq!(report["faults"], 0, "{report:?}");
-        assert!(report["stamps"] > 0 && report["holes"] > 0, "{report:?}");
+        sum += report["stamps"];
     }
+    assert!(sum > 0, "nothing was seen");
     importer.exit();
     exporter.exit();
+}
+
+#[test]
+fn one_thread_looks_while_one_changes() {
+    change_and_look("one_thread_looks_while_one_changes", (1, 4000), (1, 1000));
+}
+
+#[test]
+fn importers_look_while_exporters_change() {
+    change_and_look("importers_look_while_exporters_change", (3, 3000), (2, 300));
+}
+
+#[test]
+fn many_importers_look_while_many_exporters_change() {
+    change_and_look("many_importers_look_while_many_exporters_change", (6, 500), (8, 10));
 }
 
 #[test]
@@ -203,7 +220,7 @@ fn many_processes_attach_one() {
         importer.anon_at(ARENA, PAGES * PAGE);
     }
     let mut all: Vec<&mut Actor> = importers.iter_mut().collect();
-    for report in run(&mut all, &works, 300).concat() {
+    for report in run(&mut all, &works, &[200; 12]).concat() {
         expect_clean(&report);
         assert_eq!(report["holes"], 0, "{report:?}");
     }

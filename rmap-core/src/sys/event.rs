@@ -56,7 +56,8 @@ impl Poller {
     pub(crate) fn wait(&self, limit: Option<Duration>, mut each: impl FnMut(Ready)) -> SysResult<()> {
         const BATCH: usize = 32;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
-        let timeout = limit.map_or(-1, |d| d.as_millis().min(i32::MAX as u128) as isize + 1);
+        // Rounded up, so that the limit has passed when the call returns for it.
+        let timeout = limit.map_or(-1, |d| d.as_micros().div_ceil(1000).min(i32::MAX as u128) as isize);
         let args = [
             self.0.as_raw_fd() as usize,
             events.as_mut_ptr().expose_provenance(),

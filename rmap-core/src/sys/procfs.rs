@@ -91,8 +91,8 @@ pub(crate) fn each_numbered_entry(dir: impl AsFd, mut each: impl FnMut(u32)) -> 
 pub(crate) enum Blocked {
     /// In this system call, with these arguments.
     In { call: i64, args: [usize; 6] },
-    /// Outside any system call: in a page fault.
-    InFault,
+    /// Outside any system call: in a page fault of the instruction at this address.
+    InFault { instruction: usize },
 }
 
 /// Where thread `tid` of this process sleeps; `None` if it runs or is gone.
@@ -103,7 +103,8 @@ pub(crate) fn blocked(tid: u32) -> Option<Blocked> {
     let mut words = text.split(|b| *b == b' ' || *b == b'\n');
     let call = words.next()?;
     if call == b"-1" {
-        return Some(Blocked::InFault);
+        let instruction = words.nth(1)?.strip_prefix(b"0x")?;
+        return Some(Blocked::InFault { instruction: number(instruction, 16) as usize });
     }
     if !call.first()?.is_ascii_digit() {
         return None;

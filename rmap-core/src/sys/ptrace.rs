@@ -13,6 +13,12 @@ const POKEUSER: usize = 6;
 /// Offsets of registers in `struct user` (x86-64).
 const RAX: usize = 10 * 8;
 const ORIG_RAX: usize = 15 * 8;
+const RIP: usize = 16 * 8;
+
+/// The instruction that a stopped thread goes on with.
+pub(crate) fn instruction(tid: u32) -> SysResult<usize> {
+    peek(tid, RIP).map(isize::cast_unsigned)
+}
 
 /// The kernel's own code for "restart this call unless a signal handler runs".
 const ERESTARTNOHAND: isize = 514;

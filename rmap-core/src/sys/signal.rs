@@ -25,30 +25,26 @@ pub(crate) fn queue_fault(signal: i32, pid: u32, tid: u32, addr: usize) -> SysRe
 }
 
 /// Raises `SIGBUS` or `SIGSEGV` at a thread of another process as the kernel would: `si_code` is `BUS_ADRERR` or `SEGV_ACCERR`. The
-/// caller becomes its tracer for the moment.
+/// caller becomes its tracer for the moment. A thread that is not at `instruction` any more has left its access for a signal
+/// handler: it gets no signal, and if it comes back to the access, it asks again.
 ///
 /// # Errors
 /// `EPERM` while somebody else traces the thread; `ESRCH` if it is gone.
-pub(crate) fn raise_fault(signal: i32, pid: u32, tid: u32, addr: usize) -> SysResult<()> {
+pub(crate) fn raise_fault(signal: i32, pid: u32, tid: u32, addr: usize, instruction: usize) -> SysResult<()> {
     const BUS_ADRERR_OR_SEGV_ACCERR: i32 = 2;
     ptrace::seize(tid)?;
     queue_fault(signal, pid, tid, addr)?;
-    let mut overtaken = false;
     loop {
         match ptrace::wait()? {
-            // The thread has left its access for another handler; if it comes back to it, it asks again.
-            (_, Change::AtSignal(arrived)) if arrived == signal && overtaken => {
-                return ptrace::detach(tid, 0);
-            }
             (_, Change::AtSignal(arrived)) if arrived == signal => {
+                if ptrace::instruction(tid)? != instruction {
+                    return ptrace::detach(tid, 0);
+                }
                 let info = info(signal, BUS_ADRERR_OR_SEGV_ACCERR, addr);
                 ptrace::set_signal_info(tid, info.as_ptr().expose_provenance())?;
                 return ptrace::detach(tid, signal);
             }
-            (_, Change::AtSignal(other)) => {
-                overtaken = true;
-                ptrace::resume(tid, other)?;
-            }
+            (_, Change::AtSignal(other)) => ptrace::resume(tid, other)?,
             (_, Change::Stopped) => ptrace::resume(tid, 0)?,
             (_, Change::Gone) => return Err(Errno::SRCH),
         }

@@ -1,12 +1,12 @@
 //! Moving memory of this process into an object, in place, and back, while its threads stand still.
 
 use super::object::{Object, Objects};
+use super::watch::Watchers;
 use crate::error::{Error, Result, failed};
 use crate::range::Range;
 use crate::sys::maps::{Attributes, FileId, Vma};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
-use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult};
 
 /// Copies `range` of this process to its place in the object.
@@ -92,7 +92,7 @@ pub(crate) unsafe fn adopt(
     vma: &Vma,
     attributes: &Attributes,
     pagemap: &Pagemap,
-    watcher: &Userfaultfd,
+    watchers: &Watchers,
     still_stopped: impl FnOnce() -> bool,
 ) -> Result<()> {
     let undo = |error: Error| {
@@ -113,9 +113,9 @@ pub(crate) unsafe fn adopt(
     };
     mapped.map_err(failed("mmap")).map_err(undo)?;
     restore_attributes(range, attributes, vma.prot);
-    if let Err(errno) = watcher.watch(range.start(), range.len()) {
+    if let Err(errno) = watchers.watch(range) {
         // SAFETY: the same promise: nothing runs.
-        let undone = unsafe { privatize(object, range, vma.prot, watcher) };
+        let undone = unsafe { privatize(object, range, vma.prot, watchers) };
         return Err(match undone {
             Ok(()) => undo(Error::OutOfResources { call: "UFFDIO_REGISTER", errno }),
             Err(error) => error,
@@ -135,9 +135,9 @@ pub(crate) unsafe fn privatize(
     object: &Object,
     range: Range,
     prot: ProtFlags,
-    watcher: &Userfaultfd,
+    watchers: &Watchers,
 ) -> Result<()> {
-    privatize_moved(object, range, range, prot, watcher)
+    privatize_moved(object, range, range, prot, watchers)
 }
 
 /// Puts private memory over `to` that has what the object has at `from`.
@@ -149,7 +149,7 @@ pub(crate) fn privatize_moved(
     from: Range,
     to: Range,
     prot: ProtFlags,
-    watcher: &Userfaultfd,
+    watchers: &Watchers,
 ) -> Result<()> {
     let all = ProtFlags::READ | ProtFlags::WRITE;
     let staging = memory::map_anonymous(to.len(), all, MapFlags::NORESERVE).map_err(failed("mmap"))?;
@@ -162,10 +162,10 @@ pub(crate) fn privatize_moved(
     // SAFETY: only narrows what may be done with the staging area.
     unsafe { memory::protect(staging, to.len(), prot) }.map_err(failed("mprotect")).map_err(undo)?;
     // Replacing a watched range would raise an event that this very thread would have to read.
-    let _ = watcher.forget(to.start(), to.len());
+    watchers.forget(to);
     // SAFETY: the staging area shows the same bytes, and nobody writes to the range (callers see to that).
     unsafe { memory::move_over(staging, to.len(), to.start()) }.map_err(failed("mremap")).map_err(|error| {
-        let _ = watcher.watch(to.start(), to.len());
+        let _ = watchers.watch(to);
         undo(error)
     })
 }
@@ -201,7 +201,7 @@ pub(crate) fn rehome(
     from: usize,
     to: Range,
     prot: ProtFlags,
-    watcher: &Userfaultfd,
+    watchers: &Watchers,
 ) -> Result<()> {
     home.punch(to).map_err(failed("fallocate"))?;
     let old = to.shifted(to.start(), from).ok_or(Error::Invalid("moved from nowhere"))?;
@@ -213,12 +213,12 @@ pub(crate) fn rehome(
         }
         rest = Range::between(data.end(), old.end());
     }
-    let _ = watcher.forget(to.start(), to.len());
+    watchers.forget(to);
     let flags = MapFlags::SHARED | MapFlags::NORESERVE;
     // SAFETY: the object shows the same bytes at the new place.
     unsafe { memory::map_over(to.start(), to.len(), prot, flags, home.own(), to.start() as u64) }
         .map_err(failed("mmap"))?;
-    watcher.watch(to.start(), to.len()).map_err(failed("UFFDIO_REGISTER"))
+    watchers.watch(to).map_err(failed("UFFDIO_REGISTER"))
 }
 
 /// Copies pages from one object to another, through a mapping of the source.

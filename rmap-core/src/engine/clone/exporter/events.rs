@@ -70,7 +70,7 @@ impl Held {
 }
 
 /// A thread that has been on a core for so long was not about to fall asleep on its event.
-const MOMENT: Duration = Duration::from_millis(2);
+const MOMENT: Duration = Duration::from_micros(200);
 /// How long to wait for a thread to get a core at all, and how often to look.
 const STARVED: Duration = Duration::from_secs(5);
 const GLANCE: Duration = Duration::from_micros(50);
@@ -91,7 +91,7 @@ fn held_threads(settle: bool) -> Result<Held> {
         }
         let noted = match procfs::blocked(tid) {
             Some(Blocked::In { call, args }) => held.note(call, args),
-            Some(Blocked::InFault) => Ok(()),
+            Some(Blocked::InFault { .. }) => Ok(()),
             None => awake.push((tid, thread::time_on_core(tid))),
         };
         result = result.and(noted);
@@ -142,14 +142,20 @@ struct Survey {
 impl Exporter {
     /// Handles the events that wait to be read.
     pub(crate) fn on_events(&mut self) {
-        // An event that comes after the look at what is held must not be read before the next look.
+        while let Some(watcher) = self.watchers.reporting() {
+            self.on_events_of(watcher);
+        }
+    }
+
+    fn on_events_of(&mut self, watcher: usize) {
         let mut first = true;
-        while self.watcher.has_report() {
+        // An event that comes after the look at what is held must not be read before the next look.
+        while self.watchers.has_report(watcher) {
             let held = self.before_event(!core::mem::take(&mut first));
             if let Err(error) = &held {
                 log!(Error, "following the address space: {error}");
             }
-            match self.watcher.read() {
+            match self.watchers.read(watcher) {
                 Ok(Some(Event::Dropping { start, end })) => self.after_drop(start, end, held.ok().as_ref()),
                 Ok(Some(Event::Moved { from, to, len })) => self.after_move(from, to, len),
                 Ok(_) => {}
@@ -397,7 +403,7 @@ impl Exporter {
         let (Some(source), Some(home)) = (self.objects.get(serial), self.objects.get(home)) else {
             return Ok(());
         };
-        adopt::rehome(source, home, from.start(), to, vma.prot, &self.watcher)?;
+        adopt::rehome(source, home, from.start(), to, vma.prot, &self.watchers)?;
         adopt::restore_attributes(to, attributes, vma.prot);
         let value = Backing { serial: home.serial, ..backing };
         self.private_files.moved(from, to);
@@ -416,7 +422,7 @@ impl Exporter {
         let Some(object) = self.objects.get(serial) else {
             return Ok(());
         };
-        adopt::privatize_moved(object, from, to, vma.prot, &self.watcher)?;
+        adopt::privatize_moved(object, from, to, vma.prot, &self.watchers)?;
         adopt::restore_attributes(to, attributes, vma.prot);
         Ok(())
     }
@@ -426,7 +432,7 @@ impl Exporter {
         let Some(range) = Range::between(start, end) else {
             return Ok(());
         };
-        let _ = self.watcher.forget(range.start(), range.len());
+        self.watchers.forget(range);
         let fresh = memory::map_anonymous(range.len(), vma.prot, MapFlags::NORESERVE);
         let fresh = fresh.map_err(failed("mmap"))?;
         // SAFETY: the new part of a mapping whose owner is still held in mremap; nothing has been written to it.

@@ -11,6 +11,7 @@ mod plan;
 mod private_files;
 mod resolve;
 mod rights;
+mod watch;
 
 use super::calls::{Answer, Calls, Ticket};
 use super::protocol::Message;
@@ -24,7 +25,6 @@ use crate::sys::Errno;
 use crate::sys::event::{Doorbell, Poller};
 use crate::sys::maps::{self, Attributes, FileId, MapsQuery, Vma};
 use crate::sys::pagemap::Pagemap;
-use crate::sys::uffd::Userfaultfd;
 use adopt::{Backing, Origin};
 use client::Client;
 use events::Move;
@@ -32,6 +32,7 @@ use freeze::{Freezer, Progress};
 use object::Objects;
 use private_files::PrivateFiles;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use watch::Watchers;
 
 /// A range that others may attach.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +111,7 @@ pub(crate) struct Exporter {
     freezer: Freezer,
     /// A thread is between the start and the end of `fork`: nothing is adopted.
     forking: bool,
-    watcher: Userfaultfd,
+    watchers: Watchers,
     query: MapsQuery,
     pagemap: Pagemap,
     /// Of the mapping adopted from last: they are slow to read, and a mapping is adopted in pieces.
@@ -138,7 +139,7 @@ impl Exporter {
             jobs: OwnVec::new(),
             freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
             forking: false,
-            watcher: Userfaultfd::for_events()
+            watchers: Watchers::new()
                 .map_err(missing("userfaultfd with events on shared memory (Linux 5.19)"))?,
             query: MapsQuery::new().map_err(missing("/proc/self/maps"))?,
             pagemap: Pagemap::new().map_err(missing("/proc/self/pagemap"))?,
@@ -175,7 +176,7 @@ impl Exporter {
 
     /// What reports unmapping of adopted memory.
     pub(crate) fn watcher(&self) -> BorrowedFd<'_> {
-        self.watcher.as_fd()
+        self.watchers.as_fd()
     }
 
     /// This process maps a segment of its own, or does not any more.
@@ -426,7 +427,7 @@ impl Exporter {
                 };
                 let attributes = maps::attributes(piece.start()).unwrap_or_default();
                 // SAFETY: all threads stand still.
-                let private = unsafe { adopt::privatize(object, piece, vma.prot, &self.watcher) };
+                let private = unsafe { adopt::privatize(object, piece, vma.prot, &self.watchers) };
                 if let Err(error) = private {
                     log!(Error, "{piece} stays shared: {error}");
                     return;
@@ -462,7 +463,7 @@ impl Exporter {
         self.objects.each_descriptor(&mut each);
         self.private_files.each_descriptor(&mut each);
         self.freezer.each_descriptor(&mut each);
-        each(self.watcher.as_fd().as_raw_fd());
+        self.watchers.each_descriptor(&mut each);
         each(self.query.descriptor());
         each(self.pagemap.descriptor());
     }

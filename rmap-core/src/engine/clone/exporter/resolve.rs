@@ -136,8 +136,8 @@ impl Exporter {
                 let serial = adopt::copy(&mut self.objects, grant.range, range)?;
                 let backing = Backing { serial, origin: Origin::Copied(file) };
                 self.backed.insert(range, backing).map_err(failed("mmap"))?;
-                if self.watcher.watches_any_mapping() {
-                    let _ = self.watcher.watch(range.start(), range.len());
+                if self.watchers.watches_any_mapping() {
+                    let _ = self.watchers.watch(range);
                 }
                 log!(Debug, "copied {range}");
                 Ok(Finding::InObject { serial, range })
@@ -240,7 +240,7 @@ impl Exporter {
             return Err(Error::Invalid("an object that is not there"));
         };
         let attributes = maps::attributes(range.start()).unwrap_or_default();
-        adopt::rehome(source, home, range.start(), range, vma.prot, &self.watcher)?;
+        adopt::rehome(source, home, range.start(), range, vma.prot, &self.watchers)?;
         adopt::restore_attributes(range, &attributes, vma.prot);
         let _ = source.punch(range);
         self.backed.insert(range, Backing { serial, ..backing }).map_err(failed("mmap"))?;
@@ -289,7 +289,7 @@ impl Exporter {
         self.backed.insert(range, Backing { serial, origin }).map_err(failed("mmap"))?;
         // SAFETY: all other threads stand still (`frozen`).
         let adopted = unsafe {
-            adopt::adopt(object, range, vma, &attributes, &self.pagemap, &self.watcher, || {
+            adopt::adopt(object, range, vma, &attributes, &self.pagemap, &self.watchers, || {
                 self.freezer.still_stopped()
             })
         };
@@ -364,7 +364,7 @@ impl Exporter {
             return Ok(());
         };
         self.shared.insert(range, shared).map_err(failed("mmap"))?;
-        let _ = self.watcher.watch(range.start(), range.len());
+        let _ = self.watchers.watch(range);
         log!(Debug, "shared {range} from its file");
         Ok(())
     }

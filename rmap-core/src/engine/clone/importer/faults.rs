@@ -141,13 +141,13 @@ impl Importer {
                 continue;
             }
             let _ = self.waiters.remove(index);
-            if procfs::blocked(waiter.thread) != Some(Blocked::InFault) {
+            let Some(Blocked::InFault { instruction }) = procfs::blocked(waiter.thread) else {
                 // Another signal has come in between; if the thread touches the page again, it asks again.
                 continue;
-            }
+            };
             if procfs::signal_held_back(waiter.thread, signal) {
                 hard = true;
-            } else if let Err(errno) = self.signals.raise(signal, waiter.thread, waiter.addr) {
+            } else if let Err(errno) = self.signals.raise(signal, waiter.thread, waiter.addr, instruction) {
                 log!(Error, "signal {signal} for thread {}: {errno}", waiter.thread);
                 hard = true;
             }

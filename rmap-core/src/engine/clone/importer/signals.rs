@@ -24,6 +24,7 @@ struct Order {
     pid: u32,
     thread: u32,
     addr: usize,
+    instruction: usize,
 }
 
 impl FaultSignals {
@@ -38,7 +39,7 @@ impl FaultSignals {
     /// Raises `signal` with `si_addr` `addr` at a thread that sleeps in a fault.
     ///
     /// Where somebody else traces the thread, `si_code` is `SI_QUEUE` instead of the fault's.
-    pub(crate) fn raise(&self, signal: i32, thread: u32, addr: usize) -> SysResult<()> {
+    pub(crate) fn raise(&self, signal: i32, thread: u32, addr: usize, instruction: usize) -> SysResult<()> {
         let pid = rustix::process::getpid().as_raw_nonzero().get() as u32;
         let order: *mut Order = core::ptr::with_exposed_provenance_mut(self.order.addr());
         // SAFETY: own memory with room for an order; the sibling of the last one has been reaped.
@@ -50,6 +51,7 @@ impl FaultSignals {
                 pid,
                 thread,
                 addr,
+                instruction,
             });
             &*order
         };
@@ -80,7 +82,7 @@ extern "C" fn sibling_main(order: *mut c_void) -> i32 {
     // SAFETY: `raise` passes its order, and waits for the end of the sibling.
     let order = unsafe { &*order.cast::<Order>() };
     thread::die_with_parent();
-    let raised = signal::raise_fault(order.signal, order.pid, order.thread, order.addr);
+    let raised = signal::raise_fault(order.signal, order.pid, order.thread, order.addr, order.instruction);
     // A thread that is gone needs no signal.
     order.succeeded.store(u32::from(matches!(raised, Ok(()) | Err(Errno::SRCH))), Ordering::Release);
     order.done.store(1, Ordering::Release);

@@ -1,0 +1,116 @@
+//! The userfaultfds that report what becomes of adopted memory.
+//!
+//! Reading an event wakes every thread that is held by the same userfaultfd, if only to sleep again, and a thread that is awake does not
+//! show what it waits for. So unrelated mappings are spread over several: threads that work on different memory do not
+//! disturb each other's events. Neighbours share one, so that their mappings stay one.
+
+use crate::own::RangeTable;
+use crate::range::Range;
+use crate::sys::event::Poller;
+use crate::sys::memory::HUGE_PAGE;
+use crate::sys::uffd::{Event, Userfaultfd};
+use crate::sys::{Errno, SysResult};
+use core::cell::{OnceCell, RefCell};
+use core::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+const MOST: usize = 32;
+
+/// Watches ranges of this process.
+#[derive(Debug)]
+pub(crate) struct Watchers {
+    /// Made when first needed.
+    all: [OnceCell<Userfaultfd>; MOST],
+    ready: Poller,
+    /// Which one watches a range. Memory that has moved is not in it.
+    assigned: RefCell<RangeTable<usize>>,
+}
+
+impl Watchers {
+    /// Makes the first, which tells whether the kernel can.
+    pub(crate) fn new() -> SysResult<Self> {
+        let watchers = Self {
+            all: [const { OnceCell::new() }; MOST],
+            ready: Poller::new()?,
+            assigned: RefCell::new(RangeTable::new()),
+        };
+        watchers.get(0)?;
+        Ok(watchers)
+    }
+
+    fn get(&self, index: usize) -> SysResult<&Userfaultfd> {
+        let Some(cell) = self.all.get(index) else { return Err(Errno::INVAL) };
+        if cell.get().is_none() {
+            let new = Userfaultfd::for_events()?;
+            self.ready.add(&new, index as u64)?;
+            let _ = cell.set(new);
+        }
+        cell.get().ok_or(Errno::INVAL)
+    }
+
+    /// Whether mappings that are not shared memory can be watched.
+    pub(crate) fn watches_any_mapping(&self) -> bool {
+        self.get(0).is_ok_and(Userfaultfd::watches_any_mapping)
+    }
+
+    /// Watches a range.
+    pub(crate) fn watch(&self, range: Range) -> SysResult<()> {
+        let mut assigned = self.assigned.borrow_mut();
+        let below = range.start().checked_sub(1).and_then(|below| assigned.at(below));
+        let neighbour = below.or_else(|| assigned.at(range.end())).map(|span| span.value);
+        let index = neighbour.unwrap_or(range.start() / HUGE_PAGE % MOST);
+        // With few descriptors left, one watcher has to do.
+        let (index, watcher) = match self.get(index) {
+            Ok(watcher) => (index, watcher),
+            Err(_) => (0, self.get(0)?),
+        };
+        watcher.watch(range.start(), range.len())?;
+        assigned.insert(range, index)
+    }
+
+    /// Ends the watch of a range. To replace a watched range without this would raise an event that the very thread which replaces it would
+    /// have to read.
+    pub(crate) fn forget(&self, range: Range) {
+        let mut assigned = self.assigned.borrow_mut();
+        // Memory that has moved here brought its watcher along, so all are asked.
+        for watcher in self.all.iter().filter_map(OnceCell::get) {
+            let _ = watcher.forget(range.start(), range.len());
+        }
+        for span in assigned.within(range) {
+            if let Ok(watcher) = self.get(span.value) {
+                let _ = watcher.forget(span.range.start(), span.range.len());
+            }
+        }
+        let _ = assigned.remove(range);
+    }
+
+    /// The number of a watcher that has a report.
+    pub(crate) fn reporting(&self) -> Option<usize> {
+        let mut found = None;
+        let _ = self.ready.wait(Some(Duration::ZERO), |ready| found = found.or(Some(ready.token as usize)));
+        found.filter(|index| self.has_report(*index))
+    }
+
+    /// Whether this watcher has a report.
+    pub(crate) fn has_report(&self, index: usize) -> bool {
+        self.get(index).is_ok_and(Userfaultfd::has_report)
+    }
+
+    /// Takes its oldest report: the thread that it is about goes on.
+    pub(crate) fn read(&self, index: usize) -> SysResult<Option<Event>> {
+        self.get(index)?.read()
+    }
+
+    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
+        each(self.ready.as_fd().as_raw_fd());
+        for watcher in self.all.iter().filter_map(OnceCell::get) {
+            each(watcher.as_fd().as_raw_fd());
+        }
+    }
+}
+
+impl AsFd for Watchers {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
+}
