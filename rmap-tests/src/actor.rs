@@ -125,9 +125,8 @@ impl Stage {
             command.uid(user).gid(group);
         }
         #[expect(clippy::zombie_processes, reason = "the stage waits for it by its id")]
-        let child = command
-            .spawn()
-            .unwrap_or_else(|why| panic!("cannot run {}: {why}", actor_program().display()));
+        let child =
+            command.spawn().unwrap_or_else(|why| panic!("cannot run {}: {why}", actor_program().display()));
         let pid = i32::try_from(child.id()).expect("a pid");
         self.shared.add(pid);
         let mut actor = Actor::new(pid, ours, Arc::clone(&self.shared));
@@ -138,13 +137,7 @@ impl Stage {
 
 impl Actor {
     fn new(pid: i32, stream: UnixStream, stage: Arc<Shared>) -> Self {
-        Self {
-            pid,
-            stream: BufReader::new(stream),
-            stage,
-            recent: VecDeque::new(),
-            owed: 0,
-        }
+        Self { pid, stream: BufReader::new(stream), stage, recent: VecDeque::new(), owed: 0 }
     }
 
     /// Its process id.
@@ -174,10 +167,7 @@ impl Actor {
         let now = Instant::now();
         let until = self.stage.deadline.min(now + COMMAND * patience());
         let left = until.saturating_duration_since(now).max(Duration::from_millis(1));
-        self.stream
-            .get_ref()
-            .set_read_timeout(Some(left))
-            .expect("a time limit on a socket");
+        self.stream.get_ref().set_read_timeout(Some(left)).expect("a time limit on a socket");
         let mut line = String::new();
         match self.stream.read_line(&mut line) {
             Ok(0) => None,
@@ -186,34 +176,21 @@ impl Actor {
                 Some(self.parse(line.trim_end()))
             }
             Err(why) if why.kind() == std::io::ErrorKind::ConnectionReset => None,
-            Err(why) => panic!(
-                "no answer from {}: {why}\n{}",
-                self.describe(),
-                self.stage.describe()
-            ),
+            Err(why) => panic!("no answer from {}: {why}\n{}", self.describe(), self.stage.describe()),
         }
     }
 
     fn parse(&self, line: &str) -> Reply {
         let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
         let mut numbers = rest.split(' ').map(|word| word.parse::<i64>());
-        let mut number = || {
-            numbers
-                .next()
-                .and_then(Result::ok)
-                .expect("a number in an answer")
-        };
+        let mut number = || numbers.next().and_then(Result::ok).expect("a number in an answer");
         match kind {
             "ok" => Reply::Ok(rest.to_owned()),
             "errno" => Reply::Errno(i32::try_from(number()).expect("an errno")),
             "fault" => {
                 let signal = i32::try_from(number()).expect("a signal");
                 let code = i32::try_from(number()).expect("a code");
-                Reply::Fault(Fault {
-                    signal,
-                    code,
-                    address: number().cast_unsigned() as usize,
-                })
+                Reply::Fault(Fault { signal, code, address: number().cast_unsigned() as usize })
             }
             _ => panic!("{}: {line}", self.describe()),
         }
@@ -286,14 +263,7 @@ impl Actor {
 
     /// `mmap` of private anonymous memory, readable and writable, where the kernel likes.
     pub fn anon(&mut self, len: usize) -> usize {
-        self.mmap(
-            0,
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
+        self.mmap(0, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
     }
 
     /// Private anonymous memory at an address, in place of what is there.
@@ -313,11 +283,7 @@ impl Actor {
         offset: usize,
     ) -> usize {
         let words = [prot, flags, fd].map(|word| i64::from(word).cast_unsigned() as usize);
-        self.sys(
-            libc::SYS_mmap,
-            &[address, len, words[0], words[1], words[2], offset],
-        )
-        .expect("mmap")
+        self.sys(libc::SYS_mmap, &[address, len, words[0], words[1], words[2], offset]).expect("mmap")
     }
 
     /// `munmap`, which must work.
@@ -327,17 +293,12 @@ impl Actor {
 
     /// `mprotect`, which must work.
     pub fn mprotect(&mut self, address: usize, len: usize, prot: i32) {
-        self.sys(libc::SYS_mprotect, &[address, len, prot.cast_unsigned() as usize])
-            .expect("mprotect");
+        self.sys(libc::SYS_mprotect, &[address, len, prot.cast_unsigned() as usize]).expect("mprotect");
     }
 
     /// `madvise`, which must work.
     pub fn madvise(&mut self, address: usize, len: usize, advice: i32) {
-        self.sys(
-            libc::SYS_madvise,
-            &[address, len, advice.cast_unsigned() as usize],
-        )
-        .expect("madvise");
+        self.sys(libc::SYS_madvise, &[address, len, advice.cast_unsigned() as usize]).expect("madvise");
     }
 
     /// `mremap`.
@@ -353,18 +314,13 @@ impl Actor {
         flags: i32,
         new: usize,
     ) -> Result<usize, i32> {
-        self.sys(
-            libc::SYS_mremap,
-            &[old, len, new_len, flags.cast_unsigned() as usize, new],
-        )
+        self.sys(libc::SYS_mremap, &[old, len, new_len, flags.cast_unsigned() as usize, new])
     }
 
     /// A memory file of this length.
     pub fn memfd(&mut self, len: usize) -> i32 {
         let name = self.text("rmap-tests");
-        let fd = self
-            .sys(libc::SYS_memfd_create, &[name, 0])
-            .expect("memfd_create");
+        let fd = self.sys(libc::SYS_memfd_create, &[name, 0]).expect("memfd_create");
         self.sys(libc::SYS_ftruncate, &[fd, len]).expect("ftruncate");
         i32::try_from(fd).expect("a descriptor")
     }
@@ -413,21 +369,13 @@ impl Actor {
     /// Whether the pages carry the stamps of [`Actor::fill`]; if not, the first that does not.
     pub fn check(&mut self, address: usize, pages: usize, stamp: u64) {
         let wrong = self.ok(&format!("check {address:#x} {pages} {stamp} 1"));
-        assert_eq!(
-            wrong,
-            "",
-            "wrong page, found, at {address:#x} by {}",
-            self.describe()
-        );
+        assert_eq!(wrong, "", "wrong page, found, at {address:#x} by {}", self.describe());
     }
 
     /// What the pages show.
     pub fn look(&mut self, address: usize, pages: usize) -> Vec<Seen> {
         let words = self.ok(&format!("look {address:#x} {pages}"));
-        words
-            .split(' ')
-            .map(|word| Seen::parse(word).expect("a page"))
-            .collect()
+        words.split(' ').map(|word| Seen::parse(word).expect("a page")).collect()
     }
 
     /// Checks that pages are no attachment any more, of memory that has the stamps of [`Actor::fill`]. What the kernel
@@ -442,23 +390,14 @@ impl Actor {
 
     /// What `process_vm_readv` finds in the pages of the actor. `None` is a page that cannot be read.
     pub fn oracle(&self, address: usize, pages: usize) -> Vec<Option<Seen>> {
-        (0..pages)
-            .map(|index| self.page(address + index * PAGE).map(|page| Seen::of(&page)))
-            .collect()
+        (0..pages).map(|index| self.page(address + index * PAGE).map(|page| Seen::of(&page))).collect()
     }
 
     /// A page of the actor as `process_vm_readv` reads it.
     pub fn page(&self, address: usize) -> Option<Box<Page>> {
         let mut page = Box::new([0; PAGE]);
-        let remote = [RemoteIoVec {
-            base: address,
-            len: PAGE,
-        }];
-        match process_vm_readv(
-            Pid::from_raw(self.pid),
-            &mut [IoSliceMut::new(&mut page[..])],
-            &remote,
-        ) {
+        let remote = [RemoteIoVec { base: address, len: PAGE }];
+        match process_vm_readv(Pid::from_raw(self.pid), &mut [IoSliceMut::new(&mut page[..])], &remote) {
             Ok(PAGE) => Some(page),
             Ok(_) | Err(Errno::EFAULT) => None,
             Err(why) => panic!("process_vm_readv of {}: {why}", self.pid),
@@ -495,10 +434,7 @@ impl Actor {
     ///
     /// Its errno.
     pub fn try_make(&mut self, address: usize, len: usize, mode: u32) -> Result<i64, i32> {
-        self.xpmem(&format!(
-            "make {address:#x} {len:#x} {} {mode:#o}",
-            crate::PERMIT_MODE
-        ))
+        self.xpmem(&format!("make {address:#x} {len:#x} {} {mode:#o}", crate::PERMIT_MODE))
     }
 
     /// `xpmem_make` with mode 0600, which must work.
@@ -599,9 +535,7 @@ impl Actor {
     /// Waits until a started thread sleeps in a system call.
     pub fn wait_blocked(&mut self, thread: usize, number: i64) {
         let tid = self.tid(thread);
-        self.wait_until("a thread sleeps", || {
-            crate::task_blocked_in(self.pid, tid) == Some(number)
-        });
+        self.wait_until("a thread sleeps", || crate::task_blocked_in(self.pid, tid) == Some(number));
     }
 
     /// Waits until something holds that no event tells of.
@@ -612,11 +546,7 @@ impl Actor {
     pub fn wait_until(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let until = self.stage.deadline.min(Instant::now() + COMMAND * patience());
         while !holds() {
-            assert!(
-                Instant::now() < until,
-                "waited in vain: {what}\n{}",
-                self.stage.describe()
-            );
+            assert!(Instant::now() < until, "waited in vain: {what}\n{}", self.stage.describe());
             std::thread::sleep(Duration::from_micros(100));
         }
     }
@@ -629,16 +559,10 @@ impl Actor {
     ///
     /// If the child does not come up.
     pub fn fork(&mut self) -> Actor {
-        let name = format!(
-            "rmap-tests-{}-{}",
-            std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("rmap-tests-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let address = SocketAddr::from_abstract_name(&name).expect("an abstract name");
         let listener = UnixListener::bind_addr(&address).expect("listen");
-        listener
-            .set_nonblocking(true)
-            .expect("a socket that does not block");
+        listener.set_nonblocking(true).expect("a socket that does not block");
         let pid = i32::try_from(self.number(&format!("fork {name}"))).expect("a pid");
         self.stage.add(pid);
         let mut stream = None;
@@ -662,7 +586,8 @@ impl Actor {
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
         // A thread may be stopped by another kind of stop already.
-        let still = |tid: &i32| matches!(crate::maps::task_state(self.pid, *tid), None | Some('T' | 't' | 'Z' | 'X'));
+        let still =
+            |tid: &i32| matches!(crate::maps::task_state(self.pid, *tid), None | Some('T' | 't' | 'Z' | 'X'));
         self.wait_until("a process is stopped", || crate::tasks(self.pid).iter().all(still));
     }
 
@@ -687,11 +612,7 @@ impl Actor {
         self.tell("exit");
         assert_eq!(self.answer_if_alive(), None, "{}", self.describe());
         if let Some(status) = self.stage.wait(self.pid) {
-            assert!(
-                matches!(status, WaitStatus::Exited(_, 0)),
-                "{status:?} of {}",
-                self.describe()
-            );
+            assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?} of {}", self.describe());
         }
     }
 

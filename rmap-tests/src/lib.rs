@@ -25,7 +25,7 @@ mod stage;
 
 pub use actor::{Actor, Fault, Reply, Report, Setup};
 pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks};
-pub use random::{Random, seed, soak};
+pub use random::{Random, rounds, seed, soak};
 pub use stage::{BOARD_LEN, Board, Stage};
 
 use std::path::PathBuf;
@@ -58,11 +58,7 @@ pub fn skip(test: &str, reason: &str) {
 fn build_folder() -> PathBuf {
     let test = std::env::current_exe().expect("the test knows its own path");
     let folder = test.parent().expect("a program lies in a folder");
-    if folder.ends_with("deps") {
-        folder.parent().expect("deps has a parent").into()
-    } else {
-        folder.into()
-    }
+    if folder.ends_with("deps") { folder.parent().expect("deps has a parent").into() } else { folder.into() }
 }
 
 /// The library under test.
@@ -75,11 +71,7 @@ pub fn library() -> PathBuf {
         return path.into();
     }
     let here = build_folder();
-    let mut targets = vec![
-        here.parent()
-            .expect("a profile folder has a parent")
-            .to_path_buf(),
-    ];
+    let mut targets = vec![here.parent().expect("a profile folder has a parent").to_path_buf()];
     targets.push(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")));
     let newest = |target: &PathBuf| {
         ["release", "debug"]
@@ -88,13 +80,9 @@ pub fn library() -> PathBuf {
             .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
             .max()
     };
-    targets
-        .iter()
-        .find_map(newest)
-        .map(|(_, path)| path)
-        .unwrap_or_else(|| {
-            panic!("no libxpmem.so in target/release or target/debug: build it, or name it in RMAP_TEST_LIB")
-        })
+    targets.iter().find_map(newest).map(|(_, path)| path).unwrap_or_else(|| {
+        panic!("no libxpmem.so in target/release or target/debug: build it, or name it in RMAP_TEST_LIB")
+    })
 }
 
 /// The program that plays exporters and importers.

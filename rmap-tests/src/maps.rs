@@ -30,11 +30,7 @@ impl Mapping {
         let flags = words.next()?.to_owned();
         let name = words.nth(3).unwrap_or_default().to_owned();
         let address = |text| usize::from_str_radix(text, 16).ok();
-        Some(Self {
-            range: address(start)?..address(end)?,
-            flags,
-            name,
-        })
+        Some(Self { range: address(start)?..address(end)?, flags, name })
     }
 }
 
@@ -58,10 +54,7 @@ pub fn tasks(pid: i32) -> Vec<i32> {
     let Ok(folder) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
     };
-    folder
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+    folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// Field `index` of a `stat` file, counted from the state, which is 0.
@@ -89,9 +82,5 @@ pub fn parent_of(pid: i32) -> Option<i32> {
 /// The system call that a thread sleeps in, if it does.
 pub fn task_blocked_in(pid: i32, tid: i32) -> Option<i64> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
-    text.split_whitespace()
-        .next()?
-        .parse()
-        .ok()
-        .filter(|number| *number >= 0)
+    text.split_whitespace().next()?.parse().ok().filter(|number| *number >= 0)
 }

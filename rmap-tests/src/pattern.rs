@@ -12,11 +12,7 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Word `index` of a page with this stamp.
 pub fn word(stamp: u64, index: usize) -> u64 {
-    if stamp == 0 {
-        0
-    } else {
-        stamp.wrapping_add((index as u64).wrapping_mul(stamp.wrapping_mul(STEP) | 1))
-    }
+    if stamp == 0 { 0 } else { stamp.wrapping_add((index as u64).wrapping_mul(stamp.wrapping_mul(STEP) | 1)) }
 }
 
 /// Fills a page with the pattern of a stamp.
@@ -28,14 +24,9 @@ pub fn draw(stamp: u64, page: &mut Page) {
 
 /// The stamp of a page, or `None` if it is not the pattern of any stamp.
 pub fn stamp(page: &Page) -> Option<u64> {
-    let mut words = page
-        .chunks_exact(8)
-        .map(|bytes| u64::from_ne_bytes(bytes.try_into().expect("8 bytes")));
+    let mut words = page.chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().expect("8 bytes")));
     let first = words.next()?;
-    words
-        .enumerate()
-        .all(|(index, found)| found == word(first, index + 1))
-        .then_some(first)
+    words.enumerate().all(|(index, found)| found == word(first, index + 1)).then_some(first)
 }
 
 /// What was found at the address of a page.

@@ -44,10 +44,7 @@ impl Random {
 /// The seed of the random tests: fixed, but for `RMAP_TEST_SEED` and for a soak, where time decides.
 pub fn seed() -> u64 {
     if let Some(text) = std::env::var_os("RMAP_TEST_SEED") {
-        return text
-            .to_str()
-            .and_then(|text| text.parse().ok())
-            .expect("RMAP_TEST_SEED is a number");
+        return text.to_str().and_then(|text| text.parse().ok()).expect("RMAP_TEST_SEED is a number");
     }
     if soak().is_some() {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -56,10 +53,16 @@ pub fn seed() -> u64 {
     1
 }
 
+/// How often a test does something: so many times, and more in a soak.
+pub fn rounds(normal: usize) -> usize {
+    if soak().is_some() { normal * SOAK } else { normal }
+}
+
+/// The factor of a soak on rounds and on time limits.
+pub(crate) const SOAK: usize = 10;
+
 /// How long a soak runs, if this is one.
 pub fn soak() -> Option<Duration> {
     let text = std::env::var("RMAP_SOAK_SECONDS").ok()?;
-    Some(Duration::from_secs(
-        text.parse().expect("RMAP_SOAK_SECONDS is a number"),
-    ))
+    Some(Duration::from_secs(text.parse().expect("RMAP_SOAK_SECONDS is a number")))
 }

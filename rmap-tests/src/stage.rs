@@ -1,6 +1,6 @@
 //! The processes of one test: started together, ended together.
 
-use crate::{PAGE, maps, state_of, tasks};
+use crate::{PAGE, maps, rounds, state_of, tasks};
 use nix::{
     errno::Errno,
     sys::{
@@ -56,22 +56,19 @@ impl Stage {
     /// # Panics
     ///
     /// If the machine has no room for it.
-    pub fn new(name: &str, seconds: u64) -> Self {
+    pub fn new(name: &str, seconds: usize) -> Self {
         // Orphans of actors come to this process, which can then wait for them.
         set_child_subreaper(true).expect("become a subreaper");
         let shared = Arc::new(Shared {
             name: name.to_owned(),
-            deadline: Instant::now() + Duration::from_secs(seconds) * patience(),
+            deadline: Instant::now() + Duration::from_secs(rounds(seconds) as u64) * patience(),
             board: Board::new(),
             members: Mutex::default(),
             over: Condvar::new(),
         });
         let watched = Arc::clone(&shared);
         let watchdog = std::thread::spawn(move || watched.watch());
-        Self {
-            shared,
-            watchdog: Some(watchdog),
-        }
+        Self { shared, watchdog: Some(watchdog) }
     }
 
     /// Memory that all actors of this stage see, whatever the library does.
@@ -109,11 +106,7 @@ impl Shared {
                 eprintln!("{}: the time of this test is up\n{}", self.name, self.describe());
                 return self.kill_all();
             }
-            members = self
-                .over
-                .wait_timeout(members, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            members = self.over.wait_timeout(members, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -151,11 +144,7 @@ impl Shared {
                 Err(Errno::ECHILD) if matches!(state_of(pid), None | Some('Z' | 'X')) => return None,
                 Err(_) => {}
             }
-            assert!(
-                Instant::now() < until,
-                "process {pid} does not end\n{}",
-                describe(pid)
-            );
+            assert!(Instant::now() < until, "process {pid} does not end\n{}", describe(pid));
             std::thread::sleep(Duration::from_micros(200));
         }
     }
@@ -174,14 +163,12 @@ impl Shared {
         let mut ended = std::mem::take(&mut self.lock().ended);
         let until = Instant::now() + DEATH * patience();
         loop {
-            ended.retain(
-                |pid| match waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG)) {
-                    Ok(WaitStatus::StillAlive) => true,
-                    Ok(_) => false,
-                    // Somebody else's child, until its parent is waited for.
-                    Err(_) => state_of(*pid).is_some(),
-                },
-            );
+            ended.retain(|pid| match waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => true,
+                Ok(_) => false,
+                // Somebody else's child, until its parent is waited for.
+                Err(_) => state_of(*pid).is_some(),
+            });
             if ended.is_empty() || Instant::now() > until {
                 return ended;
             }
@@ -206,27 +193,15 @@ pub(crate) fn describe(pid: i32) -> String {
             text.trim().lines().take(6).collect::<Vec<_>>().join(" < ")
         };
         let state = look("stat");
-        let state = state
-            .rsplit(')')
-            .next()
-            .and_then(|rest| rest.split_whitespace().next())
-            .unwrap_or("?");
-        text += &format!(
-            "    {tid} {} {state} [{}] {}\n",
-            look("comm"),
-            look("syscall"),
-            look("stack")
-        );
+        let state = state.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).unwrap_or("?");
+        text += &format!("    {tid} {} {state} [{}] {}\n", look("comm"), look("syscall"), look("stack"));
     }
     text
 }
 
 /// The factor on deadlines.
 pub(crate) fn patience() -> u32 {
-    std::env::var("RMAP_TEST_PATIENCE")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1)
+    std::env::var("RMAP_TEST_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// A small shared memory file that actors have on descriptor 0 and find with [`crate::Actor::board`].
@@ -244,16 +219,12 @@ impl Board {
     /// Word `index`.
     pub fn get(&self, index: usize) -> u64 {
         let mut word = [0; 8];
-        self.0
-            .read_exact_at(&mut word, index as u64 * 8)
-            .expect("a word of the board");
+        self.0.read_exact_at(&mut word, index as u64 * 8).expect("a word of the board");
         u64::from_ne_bytes(word)
     }
 
     /// Sets word `index`.
     pub fn set(&self, index: usize, value: u64) {
-        self.0
-            .write_all_at(&value.to_ne_bytes(), index as u64 * 8)
-            .expect("a word of the board");
+        self.0.write_all_at(&value.to_ne_bytes(), index as u64 * 8).expect("a word of the board");
     }
 }

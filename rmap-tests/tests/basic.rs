@@ -66,10 +66,7 @@ fn one_segment_attached_twice() {
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
     let address = four_pages(&mut exporter);
     let segid = exporter.try_make(address, 4 * PAGE, 0o666).unwrap();
-    let here = [
-        importer.get_attach(segid, 0, 4 * PAGE),
-        importer.get_attach(segid, 0, 4 * PAGE),
-    ];
+    let here = [importer.get_attach(segid, 0, 4 * PAGE), importer.get_attach(segid, 0, 4 * PAGE)];
     assert_ne!(here[0], here[1]);
     add_ints(&mut importer, here[0], 4, 0, 1);
     add_ints(&mut importer, here[1], 4, 0, 1);
@@ -100,10 +97,7 @@ fn an_exporter_forks_and_keeps_sharing() {
     let address = four_pages(&mut exporter);
     let segid = exporter.try_make(address, 4 * PAGE, 0o666).unwrap();
     let here = importer.get_attach(segid, PAGE, PAGE);
-    assert_eq!(
-        importer.number(&format!("checkints {here:#x} {INTS} 1 {INTS}")),
-        0
-    );
+    assert_eq!(importer.number(&format!("checkints {here:#x} {INTS} 1 {INTS}")), 0);
     let mut child = exporter.fork();
     add_ints(&mut exporter, address, 4, 0, 1);
     add_ints(&mut importer, here, 1, 0, 1);
@@ -121,9 +115,7 @@ fn an_exporter_forks_and_keeps_sharing() {
 fn make_checks_its_arguments() {
     let stage = Stage::new("make_checks_its_arguments", 60);
     let mut actor = stage.actor();
-    let segid = actor
-        .xpmem(&format!("make 0 0x10000 {PERMIT_MODE} 0o600"))
-        .unwrap();
+    let segid = actor.xpmem(&format!("make 0 0x10000 {PERMIT_MODE} 0o600")).unwrap();
     assert_eq!(actor.remove(segid), Ok(0));
     let bad = [
         format!("make 12 0x1000 {PERMIT_MODE} 0o600"),
@@ -167,9 +159,7 @@ fn get_checks_its_arguments() {
     assert_eq!(actor.xpmem(&format!("get {segid} {RDWR} 0 0")), Err(libc::EINVAL));
     // The permit value is not looked at.
     for value in ["0o600", "0", "0o777777"] {
-        let apid = actor
-            .xpmem(&format!("get {segid} {RDWR} {PERMIT_MODE} {value}"))
-            .unwrap();
+        let apid = actor.xpmem(&format!("get {segid} {RDWR} {PERMIT_MODE} {value}")).unwrap();
         assert_eq!(actor.release(apid), Ok(0));
         assert_eq!(actor.release(apid), Err(libc::ENOENT));
     }
@@ -208,10 +198,7 @@ fn attach_checks_its_arguments() {
             "{offset:#x} {len:#x} {at:#x}"
         );
     }
-    assert_eq!(
-        importer.xpmem(&format!("attach {apid} -4096 {PAGE} 0")),
-        Err(libc::EINVAL)
-    );
+    assert_eq!(importer.xpmem(&format!("attach {apid} -4096 {PAGE} 0")), Err(libc::EINVAL));
     // A size is rounded up to pages, up to the end of the segment.
     let here = importer.attach(apid, 15 * PAGE, 1);
     exporter.fill(address + 15 * PAGE, 1, 7);
@@ -235,34 +222,19 @@ fn attach_at_a_chosen_address() {
     // Ordinary memory gives way.
     let place = importer.anon(32 * PAGE);
     importer.fill(place, 32, 5000);
-    assert_eq!(
-        importer.try_attach_at(apid, 0, 8 * PAGE, place + 4 * PAGE),
-        Ok(place + 4 * PAGE)
-    );
+    assert_eq!(importer.try_attach_at(apid, 0, 8 * PAGE, place + 4 * PAGE), Ok(place + 4 * PAGE));
     importer.check(place, 4, 5000);
     importer.check(place + 4 * PAGE, 8, 100);
     importer.check(place + 12 * PAGE, 20, 5012);
     // An attachment does not.
-    assert_eq!(
-        importer.try_attach_at(apid, 0, 8 * PAGE, place + 4 * PAGE),
-        Err(libc::EINVAL)
-    );
-    assert_eq!(
-        importer.try_attach_at(apid, 0, PAGE, place + 11 * PAGE),
-        Err(libc::EINVAL)
-    );
+    assert_eq!(importer.try_attach_at(apid, 0, 8 * PAGE, place + 4 * PAGE), Err(libc::EINVAL));
+    assert_eq!(importer.try_attach_at(apid, 0, PAGE, place + 11 * PAGE), Err(libc::EINVAL));
     importer.check(place + 4 * PAGE, 8, 100);
     importer.detach(place + 4 * PAGE);
-    assert_eq!(
-        importer.try_attach_at(apid, 0, PAGE, place + 4 * PAGE),
-        Ok(place + 4 * PAGE)
-    );
+    assert_eq!(importer.try_attach_at(apid, 0, PAGE, place + 4 * PAGE), Ok(place + 4 * PAGE));
     // Nor does the source of an attachment of one's own memory.
     let own = exporter.get(segid);
-    assert_eq!(
-        exporter.try_attach_at(own, 0, 4 * PAGE, address + 2 * PAGE),
-        Err(libc::EINVAL)
-    );
+    assert_eq!(exporter.try_attach_at(own, 0, 4 * PAGE, address + 2 * PAGE), Err(libc::EINVAL));
     exporter.check(address, 8, 100);
 }
 
@@ -271,35 +243,17 @@ fn a_mode_decides_what_a_process_of_the_same_user_gets() {
     let stage = Stage::new("a_mode_decides_what_a_process_of_the_same_user_gets", 60);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
     let address = exporter.anon(PAGE);
-    for (mode, flags) in [
-        (0o600, RDWR),
-        (0o600, RDONLY),
-        (0o400, RDONLY),
-        (0o600, 0),
-        (0o400, 0),
-    ] {
+    for (mode, flags) in [(0o600, RDWR), (0o600, RDONLY), (0o400, RDONLY), (0o600, 0), (0o400, 0)] {
         let segid = exporter.try_make(address, PAGE, mode).unwrap();
-        assert!(
-            importer.try_get(segid, flags).is_ok(),
-            "mode {mode:o} flags {flags}"
-        );
+        assert!(importer.try_get(segid, flags).is_ok(), "mode {mode:o} flags {flags}");
     }
     // Root may do what it likes, the owner of the bits may not.
-    for (mode, flags) in [
-        (0o400, RDWR),
-        (0o200, RDWR),
-        (0o200, RDONLY),
-        (0, RDWR),
-        (0, RDONLY),
-        (0o066, RDONLY),
-    ] {
+    for (mode, flags) in
+        [(0o400, RDWR), (0o200, RDWR), (0o200, RDONLY), (0, RDWR), (0, RDONLY), (0o066, RDONLY)]
+    {
         let segid = exporter.try_make(address, PAGE, mode).unwrap();
         let expected = if is_root() { None } else { Some(libc::EACCES) };
-        assert_eq!(
-            importer.try_get(segid, flags).err(),
-            expected,
-            "mode {mode:o} flags {flags}"
-        );
+        assert_eq!(importer.try_get(segid, flags).err(), expected, "mode {mode:o} flags {flags}");
     }
 }
 
@@ -348,10 +302,7 @@ fn an_access_to_a_hole_kills_with_sigbus() {
         importer.tell(&format!("{command} {:#x}", here + 4 * PAGE));
         assert_eq!(importer.answer_if_alive(), None);
         let status = importer.wait_end();
-        assert!(
-            matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGBUS, _))),
-            "{status:?}"
-        );
+        assert!(matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGBUS, _))), "{status:?}");
         assert_eq!(exporter.load(address + 3 * PAGE), Ok(5));
     }
 }
@@ -375,10 +326,7 @@ fn a_process_attaches_its_own_memory() {
     actor.tell(&format!("bareload {here:#x}"));
     assert_eq!(actor.answer_if_alive(), None);
     let status = actor.wait_end();
-    assert!(
-        matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGBUS, _))),
-        "{status:?}"
-    );
+    assert!(matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGBUS, _))), "{status:?}");
 }
 
 #[test]
@@ -393,28 +341,16 @@ fn system_calls_take_attached_memory() {
     let copy = importer.mmap(0, 16 * PAGE, libc::PROT_READ, libc::MAP_SHARED, file as i32, 0);
     // Out of memory that has been touched through the attachment.
     importer.check(here, 4, 50);
-    assert_eq!(
-        importer.sys(libc::SYS_pwrite64, &[file, here, 4 * PAGE, 0]),
-        Ok(4 * PAGE)
-    );
+    assert_eq!(importer.sys(libc::SYS_pwrite64, &[file, here, 4 * PAGE, 0]), Ok(4 * PAGE));
     importer.check(copy, 4, 50);
     // Into it.
     importer.store(here + 8 * PAGE, 1).unwrap();
-    assert_eq!(
-        importer.sys(libc::SYS_pread64, &[file, here + 8 * PAGE, PAGE, 2 * PAGE]),
-        Ok(PAGE)
-    );
+    assert_eq!(importer.sys(libc::SYS_pread64, &[file, here + 8 * PAGE, PAGE, 2 * PAGE]), Ok(PAGE));
     exporter.check(address + 8 * PAGE, 1, 52);
     // The same with memory that has not been touched.
-    assert_eq!(
-        importer.sys(libc::SYS_pwrite64, &[file, here + 4 * PAGE, 4 * PAGE, 4 * PAGE]),
-        Ok(4 * PAGE)
-    );
+    assert_eq!(importer.sys(libc::SYS_pwrite64, &[file, here + 4 * PAGE, 4 * PAGE, 4 * PAGE]), Ok(4 * PAGE));
     importer.check(copy + 4 * PAGE, 4, 54);
-    assert_eq!(
-        importer.sys(libc::SYS_pread64, &[file, here + 12 * PAGE, 2 * PAGE, 0]),
-        Ok(2 * PAGE)
-    );
+    assert_eq!(importer.sys(libc::SYS_pread64, &[file, here + 12 * PAGE, 2 * PAGE, 0]), Ok(2 * PAGE));
     exporter.check(address + 12 * PAGE, 2, 50);
 }
 
@@ -441,9 +377,7 @@ fn ten_thousand_attachments() {
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
     let address = exporter.anon(64 * PAGE);
     for page in 0..64 {
-        exporter
-            .store(address + page * PAGE, (address + page * PAGE) as u64)
-            .unwrap();
+        exporter.store(address + page * PAGE, (address + page * PAGE) as u64).unwrap();
     }
     let segid = exporter.make_all();
     let apid = importer.get(segid);
@@ -458,10 +392,7 @@ fn ten_thousand_attachments() {
     }
     let last = all.len() - 1;
     for number in [0, 1, last] {
-        assert_eq!(
-            importer.load(all[number]),
-            Ok((address + number % 64 * PAGE) as u64)
-        );
+        assert_eq!(importer.load(all[number]), Ok((address + number % 64 * PAGE) as u64));
     }
     for here in all.drain(..100) {
         importer.detach(here);

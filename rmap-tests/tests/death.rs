@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 use rmap_tests::{
-    Actor, PAGE, RDWR, Random, Setup, Stage, maps_if_alive, parent_of, pattern::Seen, seed, state_of,
+    Actor, PAGE, RDWR, Random, Setup, Stage, maps_if_alive, parent_of, pattern::Seen, rounds, seed, state_of,
 };
 use std::{
     collections::BTreeSet,
@@ -30,10 +30,10 @@ impl Traces {
     }
 
     fn note(&mut self, pid: i32) {
-        let links = fs::read_dir(format!("/proc/{pid}/fd"))
-            .into_iter()
-            .flatten()
-            .flatten();
+        let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        // The first three are the test's own.
+        let own = |name: &std::ffi::OsStr| ["0", "1", "2"].iter().any(|standard| name == *standard);
+        let links = links.filter(|link| !own(&link.file_name()));
         for target in links.filter_map(|link| fs::read_link(link.path()).ok()) {
             let text = target.to_string_lossy().into_owned();
             if let Some(inode) = text.strip_prefix("socket:[") {
@@ -60,7 +60,9 @@ impl Traces {
     fn note_file(&mut self, path: &Path) {
         let folders = ["/dev/shm", "/tmp", "/run", "/var/run", "/var/tmp"];
         let modified = path.metadata().and_then(|data| data.modified());
-        if folders.iter().any(|folder| path.starts_with(folder)) && modified.is_ok_and(|time| time >= self.since) {
+        if folders.iter().any(|folder| path.starts_with(folder))
+            && modified.is_ok_and(|time| time >= self.since)
+        {
             self.files.insert(path.to_owned());
         }
     }
@@ -69,20 +71,12 @@ impl Traces {
     fn left(&self) -> Vec<String> {
         let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
         let open = table.lines().filter_map(|line| line.split_whitespace().nth(6));
-        let sockets = open
-            .filter(|inode| self.sockets.contains(*inode))
-            .map(|inode| format!("socket {inode}"));
-        let files = self
-            .files
-            .iter()
-            .filter(|path| path.exists())
-            .map(|path| format!("file {}", path.display()));
+        let sockets =
+            open.filter(|inode| self.sockets.contains(*inode)).map(|inode| format!("socket {inode}"));
+        let files =
+            self.files.iter().filter(|path| path.exists()).map(|path| format!("file {}", path.display()));
         let alive = |pid: &&i32| !matches!(state_of(**pid), None | Some('Z' | 'X'));
-        let helpers = self
-            .helpers
-            .iter()
-            .filter(alive)
-            .map(|pid| format!("process {pid}"));
+        let helpers = self.helpers.iter().filter(alive).map(|pid| format!("process {pid}"));
         sockets.chain(files).chain(helpers).collect()
     }
 
@@ -132,7 +126,7 @@ fn exporters_are_killed() {
     let stage = Stage::new("exporters_are_killed", 240);
     let mut random = Random::new(seed());
     let mut importer = stage.actor();
-    for _ in 0..60 {
+    for _ in 0..rounds(60) {
         let mut traces = Traces::new();
         let (exporter, segid) = busy_exporter(&stage);
         let mut other = stage.actor();
@@ -166,7 +160,7 @@ fn importers_are_killed() {
     let mut random = Random::new(seed());
     let (mut exporter, segid) = busy_exporter(&stage);
     let start = exporter.number("progress 0");
-    for _ in 0..100 {
+    for _ in 0..rounds(100) {
         let mut traces = Traces::new();
         let mut importer = stage.actor();
         look_around(&mut importer, segid);
@@ -182,9 +176,7 @@ fn importers_are_killed() {
     let report = exporter.stop(1);
     assert_eq!(report["lost"], 0, "{report:?}");
     // It does not collect descriptors either.
-    let open = fs::read_dir(format!("/proc/{}/fd", exporter.pid()))
-        .unwrap()
-        .count();
+    let open = fs::read_dir(format!("/proc/{}/fd", exporter.pid())).unwrap().count();
     assert!(open < 60, "{open} descriptors after 100 importers");
     exporter.exit();
 }
@@ -193,7 +185,7 @@ fn importers_are_killed() {
 fn both_are_killed_in_the_middle_of_calls() {
     let stage = Stage::new("both_are_killed_in_the_middle_of_calls", 240);
     let mut random = Random::new(seed() + 7);
-    for round in 0..80 {
+    for round in 0..rounds(80) {
         let mut traces = Traces::new();
         let (mut exporter, segid) = busy_exporter(&stage);
         let mut importer = stage.actor();
@@ -203,11 +195,7 @@ fn both_are_killed_in_the_middle_of_calls() {
         some_time(&mut random);
         traces.note(exporter.pid());
         traces.note(importer.pid());
-        let (first, second) = if round % 2 == 0 {
-            (exporter, importer)
-        } else {
-            (importer, exporter)
-        };
+        let (first, second) = if round % 2 == 0 { (exporter, importer) } else { (importer, exporter) };
         first.kill();
         some_time(&mut random);
         second.kill();
@@ -317,10 +305,7 @@ fn a_stopped_exporter_that_is_killed() {
 fn a_wait_for_a_stopped_exporter_can_be_limited() {
     let stage = Stage::new("a_wait_for_a_stopped_exporter_can_be_limited", 60);
     let mut exporter = stage.actor();
-    let limited = Setup {
-        env: vec![("RMAP_PEER_TIMEOUT", "1".into())],
-        ..Setup::default()
-    };
+    let limited = Setup { env: vec![("RMAP_PEER_TIMEOUT", "1".into())], ..Setup::default() };
     let mut importer = stage.actor_with(&limited);
     let address = exporter.anon(4 * PAGE);
     exporter.fill(address, 4, 20);
@@ -393,10 +378,7 @@ fn a_stopped_importer_holds_nobody_up() {
     assert_eq!(exporter.remove(segid), Ok(0));
     let again = exporter.make_all();
     importer.thaw();
-    assert!(
-        importer.load(here).unwrap_err().is_hole_at(here),
-        "its segment is gone"
-    );
+    assert!(importer.load(here).unwrap_err().is_hole_at(here), "its segment is gone");
     let here = importer.get_attach(again, ARENA, 64 * PAGE);
     rmap_tests::compare(&exporter, &mut importer, ARENA, here, 64).unwrap();
     exporter.exit();

@@ -72,13 +72,10 @@ fn matrix_nobody_touches() {
 
 #[test]
 fn matrix_only_the_exporter_touches() {
-    matrix(
-        "matrix_only_the_exporter_touches",
-        |exporter, address, pages, _| {
-            exporter.fill(address, pages, 1);
-            exporter.check(address, pages, 1);
-        },
-    );
+    matrix("matrix_only_the_exporter_touches", |exporter, address, pages, _| {
+        exporter.fill(address, pages, 1);
+        exporter.check(address, pages, 1);
+    });
 }
 
 #[test]
@@ -92,26 +89,18 @@ fn matrix_peers_read_untouched_memory() {
 
 #[test]
 fn matrix_peers_write_untouched_memory() {
-    matrix(
-        "matrix_peers_write_untouched_memory",
-        |exporter, address, pages, peers| {
-            for (number, Peer { actor, here }) in peers.iter_mut().enumerate() {
-                for page in [0, pages / 2, pages - 1] {
-                    actor
-                        .store(*here + page * PAGE + number * 8, 77 + number as u64)
-                        .unwrap();
-                }
+    matrix("matrix_peers_write_untouched_memory", |exporter, address, pages, peers| {
+        for (number, Peer { actor, here }) in peers.iter_mut().enumerate() {
+            for page in [0, pages / 2, pages - 1] {
+                actor.store(*here + page * PAGE + number * 8, 77 + number as u64).unwrap();
             }
-            for number in 0..peers.len() {
-                for page in [0, pages / 2, pages - 1] {
-                    assert_eq!(
-                        exporter.load(address + page * PAGE + number * 8),
-                        Ok(77 + number as u64)
-                    );
-                }
+        }
+        for number in 0..peers.len() {
+            for page in [0, pages / 2, pages - 1] {
+                assert_eq!(exporter.load(address + page * PAGE + number * 8), Ok(77 + number as u64));
             }
-        },
-    );
+        }
+    });
 }
 
 #[test]
@@ -147,11 +136,7 @@ fn matrix_many_to_one_at_once() {
         let slice = |number: usize| (pages * INTS * number / count, pages * INTS * (number + 1) / count);
         for (number, Peer { actor, here }) in peers.iter_mut().enumerate() {
             let (first, end) = slice(number);
-            actor.tell(&format!(
-                "ints {:#x} {} 3 {number}",
-                *here + first * 4,
-                end - first
-            ));
+            actor.tell(&format!("ints {:#x} {} 3 {number}", *here + first * 4, end - first));
         }
         for Peer { actor, .. } in &mut *peers {
             assert_eq!(actor.answer(), Reply::Ok(String::new()));
@@ -166,39 +151,33 @@ fn matrix_many_to_one_at_once() {
 
 #[test]
 fn matrix_sums_one_after_the_other() {
-    matrix(
-        "matrix_sums_one_after_the_other",
-        |exporter, address, pages, peers| {
-            for (number, Peer { actor, here }) in peers.iter_mut().enumerate() {
-                add_ints(actor, *here, pages, number as u32 + 1, 0);
-            }
-            let count = peers.len() as u32;
-            expect_ints(exporter, address, pages, count * (count + 1) / 2, 0);
-        },
-    );
+    matrix("matrix_sums_one_after_the_other", |exporter, address, pages, peers| {
+        for (number, Peer { actor, here }) in peers.iter_mut().enumerate() {
+            add_ints(actor, *here, pages, number as u32 + 1, 0);
+        }
+        let count = peers.len() as u32;
+        expect_ints(exporter, address, pages, count * (count + 1) / 2, 0);
+    });
 }
 
 #[test]
 fn matrix_reverse_and_random_order() {
-    matrix(
-        "matrix_reverse_and_random_order",
-        |exporter, address, pages, peers| {
-            let mut random = Random::new(pages as u64);
-            exporter.fill(address, pages, 1);
-            // Single touches of far apart pages: a sample is enough where there are many.
-            let touch = |peer: &mut Peer, order: Vec<usize>| {
-                for page in order.into_iter().take(200) {
-                    let seen = peer.actor.look(peer.here + page * PAGE, 1);
-                    assert_eq!(seen, [Seen::Stamp(1 + page as u64)]);
-                }
-            };
-            let (first, rest) = peers.split_first_mut().unwrap();
-            touch(first, (0..pages).rev().collect());
-            for peer in rest.iter_mut().take(2) {
-                touch(peer, random.order(pages));
+    matrix("matrix_reverse_and_random_order", |exporter, address, pages, peers| {
+        let mut random = Random::new(pages as u64);
+        exporter.fill(address, pages, 1);
+        // Single touches of far apart pages: a sample is enough where there are many.
+        let touch = |peer: &mut Peer, order: Vec<usize>| {
+            for page in order.into_iter().take(200) {
+                let seen = peer.actor.look(peer.here + page * PAGE, 1);
+                assert_eq!(seen, [Seen::Stamp(1 + page as u64)]);
             }
-        },
-    );
+        };
+        let (first, rest) = peers.split_first_mut().unwrap();
+        touch(first, (0..pages).rev().collect());
+        for peer in rest.iter_mut().take(2) {
+            touch(peer, random.order(pages));
+        }
+    });
 }
 
 #[test]

@@ -9,10 +9,7 @@ const USERS: [u32; 3] = [64_001, 64_002, 64_003];
 const GROUPS: [u32; 2] = [64_101, 64_102];
 
 fn user(user: u32, group: u32) -> Setup {
-    Setup {
-        user: Some((user, group)),
-        ..Setup::default()
-    }
+    Setup { user: Some((user, group)), ..Setup::default() }
 }
 
 #[test]
@@ -96,10 +93,7 @@ fn a_permit_to_read_is_not_one_to_write() {
         let apid = importer.try_get(segid, flags).unwrap();
         let here = importer.attach(apid, 0, 4 * PAGE);
         // Before and after the page is there.
-        assert_eq!(
-            importer.store(here + 3 * PAGE, 1).unwrap_err().signal,
-            libc::SIGSEGV
-        );
+        assert_eq!(importer.store(here + 3 * PAGE, 1).unwrap_err().signal, libc::SIGSEGV);
         importer.check(here, 4, 30);
         assert_eq!(importer.store(here, 1).unwrap_err().signal, libc::SIGSEGV);
         // Nor can it be made one.
@@ -130,10 +124,7 @@ fn a_reading_and_a_writing_permit_side_by_side() {
     let segid = exporter.make(address, 4 * PAGE);
     let reading = importer.try_get(segid, RDONLY).unwrap();
     let writing = importer.get(segid);
-    let (read, write) = (
-        importer.attach(reading, 0, 4 * PAGE),
-        importer.attach(writing, 0, 4 * PAGE),
-    );
+    let (read, write) = (importer.attach(reading, 0, 4 * PAGE), importer.attach(writing, 0, 4 * PAGE));
     importer.fill(write, 4, 5);
     importer.check(read, 4, 5);
     exporter.check(address, 4, 5);
@@ -164,10 +155,7 @@ fn memory_that_its_owner_may_only_read() {
     exporter.fill(writable, 1, 4);
     let here = importer.attach(apid, readable, PAGE);
     importer.check(here, 1, 4);
-    assert!(
-        importer.store(here, 1).is_err(),
-        "a store into a shared mapping for reading"
-    );
+    assert!(importer.store(here, 1).is_err(), "a store into a shared mapping for reading");
     exporter.check(writable, 1, 4);
 }
 
@@ -181,33 +169,19 @@ fn a_segment_ends_where_it_ends() {
     let apid = importer.get(segid);
     let here = importer.attach(apid, 0, 4 * PAGE);
     importer.check(here, 4, 1004);
-    for (offset, len) in [
-        (4 * PAGE, PAGE),
-        (3 * PAGE, 2 * PAGE),
-        (0, 5 * PAGE),
-        (PAGE, 4 * PAGE),
-    ] {
+    for (offset, len) in [(4 * PAGE, PAGE), (3 * PAGE, 2 * PAGE), (0, 5 * PAGE), (PAGE, 4 * PAGE)] {
         assert_eq!(importer.try_attach(apid, offset, len), Err(libc::EINVAL));
     }
-    assert_eq!(
-        importer.xpmem(&format!("attach {apid} -4096 8192 0")),
-        Err(libc::EINVAL)
-    );
+    assert_eq!(importer.xpmem(&format!("attach {apid} -4096 8192 0")), Err(libc::EINVAL));
 }
 
 /// The secret pages of an exporter do not show up in any memory that this process can reach.
 #[track_caller]
 fn expect_no_secret(importer: &mut Actor, secret: u64) {
-    for mapping in maps(importer.pid())
-        .into_iter()
-        .filter(|mapping| !mapping.name.starts_with("[v"))
-    {
+    for mapping in maps(importer.pid()).into_iter().filter(|mapping| !mapping.name.starts_with("[v")) {
         let pages = (mapping.range.len() / PAGE).min(4096);
         let shown = importer.look(mapping.range.start, pages);
-        assert!(
-            !shown.contains(&Seen::Stamp(secret)),
-            "the secret lies in {mapping:x?}"
-        );
+        assert!(!shown.contains(&Seen::Stamp(secret)), "the secret lies in {mapping:x?}");
     }
 }
 
@@ -215,10 +189,8 @@ fn expect_no_secret(importer: &mut Actor, secret: u64) {
 #[track_caller]
 fn expect_no_secret_in_descriptors(importer: &mut Actor, address: usize, secret: u64) {
     let folder = std::fs::read_dir(format!("/proc/{}/fd", importer.pid())).unwrap();
-    let descriptors: Vec<usize> = folder
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
+    let descriptors: Vec<usize> =
+        folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for descriptor in descriptors {
         for offset in [address, address - 8 * PAGE, 0] {
             for prot in [libc::PROT_READ, RW] {
@@ -229,10 +201,7 @@ fn expect_no_secret_in_descriptors(importer: &mut Actor, address: usize, secret:
                 };
                 let shown = importer.look(view, 32);
                 importer.munmap(view, len);
-                assert!(
-                    !shown.contains(&Seen::Stamp(secret)),
-                    "descriptor {descriptor} at {offset:#x}"
-                );
+                assert!(!shown.contains(&Seen::Stamp(secret)), "descriptor {descriptor} at {offset:#x}");
             }
         }
     }
@@ -259,10 +228,7 @@ fn a_peer_cannot_reach_beyond_its_segment() {
     let grown = importer.mremap(here, 4 * PAGE, 8 * PAGE, libc::MREMAP_MAYMOVE, 0);
     if let Ok(grown) = grown {
         let shown = importer.look(grown, 8);
-        assert!(
-            !shown.contains(&Seen::Stamp(secret)),
-            "a grown attachment shows the secret"
-        );
+        assert!(!shown.contains(&Seen::Stamp(secret)), "a grown attachment shows the secret");
     }
     expect_no_secret_in_descriptors(&mut importer, ARENA + PAGE, secret);
     expect_no_secret_in_descriptors(&mut importer, ARENA + 12 * PAGE, secret);
@@ -281,20 +247,11 @@ fn a_reader_finds_no_way_to_write() {
     let here = importer.attach(apid, 0, 4 * PAGE);
     importer.check(here, 4, 1);
     let folder = std::fs::read_dir(format!("/proc/{}/fd", importer.pid())).unwrap();
-    let descriptors: Vec<usize> = folder
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
+    let descriptors: Vec<usize> =
+        folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for descriptor in descriptors {
         for offset in [ARENA, 0] {
-            let arguments = [
-                0,
-                4 * PAGE,
-                RW as usize,
-                libc::MAP_SHARED as usize,
-                descriptor,
-                offset,
-            ];
+            let arguments = [0, 4 * PAGE, RW as usize, libc::MAP_SHARED as usize, descriptor, offset];
             let Ok(view) = importer.sys(libc::SYS_mmap, &arguments) else {
                 continue;
             };
@@ -328,13 +285,7 @@ fn a_removed_segment_is_a_hole() {
     assert_eq!(exporter.remove(segid), Ok(0));
     // Pages that were touched and pages that were not.
     for page in [0, 3, 4, 7] {
-        assert!(
-            importer
-                .load(here + page * PAGE)
-                .unwrap_err()
-                .is_hole_at(here + page * PAGE),
-            "page {page}"
-        );
+        assert!(importer.load(here + page * PAGE).unwrap_err().is_hole_at(here + page * PAGE), "page {page}");
     }
     assert_eq!(importer.try_attach(apid, 0, PAGE), Err(libc::ENOENT));
     assert_eq!(importer.try_get(segid, RDWR), Err(libc::ENOENT));
@@ -355,10 +306,7 @@ fn a_released_permit_takes_its_attachments_along() {
     let segid = exporter.make(address, 8 * PAGE);
     let (apid, other) = (importer.get(segid), importer.get(segid));
     assert_ne!(apid, other);
-    let gone = [
-        importer.attach(apid, 0, 8 * PAGE),
-        importer.attach(apid, PAGE, PAGE),
-    ];
+    let gone = [importer.attach(apid, 0, 8 * PAGE), importer.attach(apid, PAGE, PAGE)];
     let stays = importer.attach(other, 0, 8 * PAGE);
     importer.check(gone[0], 8, 20);
     assert_eq!(importer.release(apid), Ok(0));

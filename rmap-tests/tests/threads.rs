@@ -51,19 +51,11 @@ fn many_threads_of_one_importer() {
     let stage = Stage::new("many_threads_of_one_importer", 120);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
     label(&mut exporter);
-    let segids = [
-        exporter.make(ARENA, PAGES * PAGE),
-        exporter.make(ARENA, PAGES * PAGE),
-    ];
+    let segids = [exporter.make(ARENA, PAGES * PAGE), exporter.make(ARENA, PAGES * PAGE)];
     importer.anon_at(ARENA, PAGES * PAGE);
     let works = (0..16)
         .map(|number| {
-            format!(
-                "api {} {} {ARENA} {PAGES} {} {ARENA} {PAGES}",
-                seed() + number,
-                segids[0],
-                segids[1]
-            )
+            format!("api {} {} {ARENA} {PAGES} {} {ARENA} {PAGES}", seed() + number, segids[0], segids[1])
         })
         .collect();
     for report in run(&mut [&mut importer], &[works], &[1000]).concat() {
@@ -81,9 +73,7 @@ fn a_process_and_itself() {
     let mut actor = stage.actor();
     label(&mut actor);
     let segid = actor.make(ARENA, PAGES * PAGE);
-    let works = (0..8)
-        .map(|number| format!("api {} {segid} {ARENA} {PAGES}", seed() + number))
-        .collect();
+    let works = (0..8).map(|number| format!("api {} {segid} {ARENA} {PAGES}", seed() + number)).collect();
     for report in run(&mut [&mut actor], &[works], &[1000]).concat() {
         expect_clean(&report);
     }
@@ -103,12 +93,9 @@ fn three_processes_with_each_other() {
         .collect();
     let works: Vec<Vec<String>> = (0..3)
         .map(|own| {
-            let targets: String = (0..3)
-                .map(|number| format!(" {} {ARENA} {PAGES}", segids[(own + number) % 3]))
-                .collect();
-            (0..6)
-                .map(|number| format!("api {}{targets}", seed() + 10 * own as u64 + number))
-                .collect()
+            let targets: String =
+                (0..3).map(|number| format!(" {} {ARENA} {PAGES}", segids[(own + number) % 3])).collect();
+            (0..6).map(|number| format!("api {}{targets}", seed() + 10 * own as u64 + number)).collect()
         })
         .collect();
     let mut all: Vec<&mut Actor> = actors.iter_mut().collect();
@@ -179,9 +166,7 @@ fn segments_come_and_go_under_their_users() {
         let threads: Vec<usize> = (0..4)
             .map(|number| {
                 let seed = seed() + round * 10 + number;
-                importer.start(&format!(
-                    "api {seed} {segid} {ARENA} {PAGES} {lasting} {ARENA} {PAGES}"
-                ))
+                importer.start(&format!("api {seed} {segid} {ARENA} {PAGES} {lasting} {ARENA} {PAGES}"))
             })
             .collect();
         for thread in &threads {
@@ -213,9 +198,8 @@ fn many_processes_attach_one() {
     label(&mut exporter);
     let segid = exporter.make(ARENA, PAGES * PAGE);
     let mut importers = stage.actors(12);
-    let works: Vec<Vec<String>> = (0..12)
-        .map(|number| vec![format!("api {} {segid} {ARENA} {PAGES}", seed() + number); 2])
-        .collect();
+    let works: Vec<Vec<String>> =
+        (0..12).map(|number| vec![format!("api {} {segid} {ARENA} {PAGES}", seed() + number); 2]).collect();
     for importer in &mut importers {
         importer.anon_at(ARENA, PAGES * PAGE);
     }

@@ -29,6 +29,7 @@ fn file() -> SysResult<BorrowedFd<'static>> {
     let fd: RawFd = if fd >= 0 {
         fd
     } else {
+        memory::check_file_limit(SIZE)?;
         let new_fd = rustix::fs::memfd_create(c"rmap-own", rustix::fs::MemfdFlags::CLOEXEC)?;
         // Never grown again: two threads that did so at once could shrink it.
         rustix::fs::ftruncate(&new_fd, SIZE)?;

@@ -218,7 +218,8 @@ pub(crate) struct Attributes {
     pub(crate) no_huge_pages: bool,
     pub(crate) locked: bool,
     pub(crate) grows_down: bool,
-    /// Device or page-frame mapping: must not be touched.
+    /// Device or page-frame mapping, or one whose missing pages the application itself provides (userfaultfd): must not
+    /// be touched.
     pub(crate) device: bool,
     pub(crate) protection_key: u32,
 }
@@ -269,7 +270,7 @@ fn attribute_line(line: &[u8], found: &mut Attributes) {
                 b"nh" => found.no_huge_pages = true,
                 b"lo" => found.locked = true,
                 b"gd" => found.grows_down = true,
-                b"io" | b"pf" | b"mm" => found.device = true,
+                b"io" | b"pf" | b"mm" | b"um" | b"ui" => found.device = true,
                 _ => {}
             }
         }

@@ -114,17 +114,22 @@ pub(crate) unsafe fn protect_with_key(addr: usize, len: usize, prot: ProtFlags, 
         .map(drop)
 }
 
+/// Whether files may be as large as `size`: if not, the kernel would send SIGXFSZ to whoever tries.
+///
+/// # Errors
+/// `EFBIG` where `RLIMIT_FSIZE` is smaller.
+pub(crate) fn check_file_limit(size: u64) -> SysResult<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
+    if limit.current.is_some_and(|bytes| bytes < size) { Err(Errno::FBIG) } else { Ok(()) }
+}
+
 /// Creates a sparse file in memory of `size` bytes that nobody can grow or shrink, readable and writable only through its descriptors
 /// by other users.
 ///
 /// # Errors
 /// `EFBIG` where `RLIMIT_FSIZE` is smaller than `size`.
 pub(crate) fn sealed_memfd(name: &core::ffi::CStr, size: u64) -> SysResult<OwnedFd> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
-    // The kernel would not only refuse but send SIGXFSZ.
-    if limit.current.is_some_and(|bytes| bytes < size) {
-        return Err(Errno::FBIG);
-    }
+    check_file_limit(size)?;
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&fd, size)?;
     rustix::fs::fchmod(&fd, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;

@@ -79,9 +79,7 @@ impl Model {
     pub(crate) fn expected(&self, page: usize) -> Expected {
         match self.pages[page] {
             None => Expected::Hole,
-            Some(Page {
-                access: Access::None, ..
-            }) => Expected::Hidden,
+            Some(Page { access: Access::None, .. }) => Expected::Hidden,
             Some(page) => self.stamp(page).map_or(Expected::Hole, Expected::Stamp),
         }
     }
@@ -103,9 +101,7 @@ impl Model {
     /// The parts of a range that can be written.
     pub(crate) fn writable(&self, range: Range<usize>) -> Vec<usize> {
         let writable = |page: &Page| page.access == Access::Write && self.stamp(*page).is_some();
-        range
-            .filter(|page| self.pages[*page].as_ref().is_some_and(writable))
-            .collect()
+        range.filter(|page| self.pages[*page].as_ref().is_some_and(writable)).collect()
     }
 
     pub(crate) fn map(&mut self, range: Range<usize>, kind: Kind, access: Access, index: usize) {
@@ -123,12 +119,7 @@ impl Model {
         self.leave(range.clone());
         for page in range {
             let file = file.map(|(file, index)| (file, index + page - first));
-            self.pages[page] = Some(Page {
-                access,
-                shared,
-                file,
-                own: None,
-            });
+            self.pages[page] = Some(Page { access, shared, file, own: None });
         }
     }
 
@@ -158,10 +149,7 @@ impl Model {
 
     pub(crate) fn erase(&mut self, range: Range<usize>) {
         for page in range {
-            if let Some(Page {
-                file: Some((file, index)),
-                ..
-            }) = self.pages[page]
+            if let Some(Page { file: Some((file, index)), .. }) = self.pages[page]
                 && let Some(stamp) = self.files[file].get_mut(index)
             {
                 *stamp = 0;

@@ -123,9 +123,7 @@ fn op(random: &mut Random) -> Op {
     let view = random.below(6);
     let span = span(random);
     match random.below(100) {
-        0..10 => {
-            Op::Map { span, kind: kind(random), access: access(random), index: random.below(PAGES) }
-        }
+        0..10 => Op::Map { span, kind: kind(random), access: access(random), index: random.below(PAGES) },
         10..16 => Op::Unmap { span },
         16..22 => Op::Protect { span, access: access(random) },
         22..27 => Op::Forget { span },

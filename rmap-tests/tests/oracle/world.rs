@@ -72,10 +72,7 @@ impl World {
         let stage = Stage::new("random program", 300);
         let mut exporter = stage.actor();
         let mut importers = stage.actors(3);
-        let files = [
-            exporter.memfd(FILE_PAGES * PAGE),
-            exporter.memfd(FILE_PAGES * PAGE),
-        ];
+        let files = [exporter.memfd(FILE_PAGES * PAGE), exporter.memfd(FILE_PAGES * PAGE)];
         let (rw, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         let drawn = exporter.mmap(0, FILE_PAGES * PAGE, rw, shared, files[1], 0);
         exporter.fill(drawn, FILE_PAGES, private_stamp(0));
@@ -117,11 +114,7 @@ impl World {
         let importer = self.views.len() % 2;
         let here =
             self.importers[importer].attach(self.permits[importer], at(pages.start), pages.len() * PAGE);
-        self.views.push(View {
-            importer,
-            here,
-            pages,
-        });
+        self.views.push(View { importer, here, pages });
     }
 
     /// A system call by the thread whose turn it is.
@@ -152,12 +145,7 @@ impl World {
     pub(crate) fn step(&mut self, op: &Op) {
         self.steps += 1;
         match *op {
-            Op::Map {
-                span,
-                kind,
-                access,
-                index,
-            } => self.map(cut(span), kind, access, index),
+            Op::Map { span, kind, access, index } => self.map(cut(span), kind, access, index),
             Op::Unmap { span } => {
                 let range = cut(span);
                 self.must(libc::SYS_munmap, &[at(range.start), range.len() * PAGE]);
@@ -165,10 +153,7 @@ impl World {
             }
             Op::Protect { span, access } if self.model.whole(cut(span)) => {
                 let range = cut(span);
-                self.must(
-                    libc::SYS_mprotect,
-                    &[at(range.start), range.len() * PAGE, prot(access)],
-                );
+                self.must(libc::SYS_mprotect, &[at(range.start), range.len() * PAGE, prot(access)]);
                 self.model.protect(range, access);
             }
             Op::Forget { span } if self.model.whole(cut(span)) => {
@@ -188,12 +173,7 @@ impl World {
                     self.model.erase(range);
                 }
             }
-            Op::Move {
-                span,
-                to,
-                count,
-                keep,
-            } => self.relocate(cut(span), to, count, keep),
+            Op::Move { span, to, count, keep } => self.relocate(cut(span), to, count, keep),
             Op::Resize { span, count } => self.resize(cut(span), count),
             Op::Heap { pages } => self.heap(pages.min(HEAP)),
             Op::Write { span } => {
@@ -243,17 +223,7 @@ impl World {
         let offset = if file == -1 { 0 } else { index * PAGE };
         let flags = (flags | libc::MAP_FIXED).unsigned_abs() as usize;
         let file = (file as isize).cast_unsigned();
-        self.must(
-            libc::SYS_mmap,
-            &[
-                at(range.start),
-                range.len() * PAGE,
-                prot(access),
-                flags,
-                file,
-                offset,
-            ],
-        );
+        self.must(libc::SYS_mmap, &[at(range.start), range.len() * PAGE, prot(access), flags, file, offset]);
         self.model.map(range, kind, access, index);
     }
 
@@ -268,13 +238,8 @@ impl World {
         if keep {
             flags |= libc::MREMAP_DONTUNMAP;
         }
-        let arguments = [
-            at(from.start),
-            from.len() * PAGE,
-            to.len() * PAGE,
-            flags.unsigned_abs() as usize,
-            at(to.start),
-        ];
+        let arguments =
+            [at(from.start), from.len() * PAGE, to.len() * PAGE, flags.unsigned_abs() as usize, at(to.start)];
         match self.call(libc::SYS_mremap, &arguments) {
             Ok(address) => {
                 assert_eq!(address, at(to.start));
@@ -339,21 +304,13 @@ impl World {
         let shown = self.importers[0].look(self.heap_view, HEAP);
         // Behind the heap there may be something else once malloc uses it: then nothing is known of it.
         for (page, seen) in shown.into_iter().enumerate().take(self.model.heap.len()) {
-            assert_eq!(
-                seen,
-                Seen::Stamp(self.model.heap[page]),
-                "page {page} of the heap"
-            );
+            assert_eq!(seen, Seen::Stamp(self.model.heap[page]), "page {page} of the heap");
         }
     }
 
     fn write_through(&mut self, view: usize, range: Range<usize>) {
         let view = view % self.views.len();
-        let View {
-            importer,
-            here,
-            ref pages,
-        } = self.views[view];
+        let View { importer, here, ref pages } = self.views[view];
         let pages = pages.clone();
         let range = range.start.max(pages.start)..range.end.min(pages.end);
         for page in self.model.writable(range.start..range.end.max(range.start)) {
@@ -365,11 +322,7 @@ impl World {
             self.importers[importer].fill(address, 1, stamp);
             self.model.write(page, stamp);
             let real = self.exporter.oracle(at(page), 1)[0];
-            assert_eq!(
-                real,
-                Some(Seen::Stamp(stamp)),
-                "page {page} after a store through view {view}"
-            );
+            assert_eq!(real, Some(Seen::Stamp(stamp)), "page {page} after a store through view {view}");
         }
     }
 
@@ -377,11 +330,7 @@ impl World {
         if range.is_empty() {
             return;
         }
-        let View {
-            importer,
-            here,
-            ref pages,
-        } = self.views[view];
+        let View { importer, here, ref pages } = self.views[view];
         let start = here + (range.start - pages.start) * PAGE;
         let first = range.start;
         // Not always in this order: either look can make pages appear.

@@ -14,7 +14,7 @@ use crate::log::log;
 use crate::own::{OwnMemory, OwnVec};
 use crate::sys::event::{Doorbell, Poller, Ready};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
-use crate::sys::{Errno, socket, thread};
+use crate::sys::{Errno, procfs, socket, thread};
 use core::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -82,6 +82,14 @@ fn listen() -> Result<(Endpoint, OwnedFd)> {
 /// [`Error::Unsupported`] names what is missing.
 pub(crate) fn probe(config: Config) -> Result<()> {
     let missing = |what| move |errno| Error::Unsupported { what, errno };
+    let mut buffer = [0; 4096];
+    let status =
+        procfs::read_small(c"/proc/self/status", &mut buffer).map_err(missing("/proc/self/status"))?;
+    if procfs::field(status, b"TracerPid:", 10).is_some_and(|pid| pid != 0) {
+        return Err(missing("ptrace of this process's own threads (a debugger or strace has them)")(
+            Errno::BUSY,
+        ));
+    }
     Importer::new(config)?;
     let mut exporter = Exporter::new(config)?;
     let doorbell = Doorbell::new().map_err(missing("eventfd"))?;

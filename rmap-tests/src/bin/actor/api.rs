@@ -23,11 +23,7 @@ pub(crate) fn work(arguments: &mut Arguments<'_>) -> Result<Work, Failure> {
     let mut targets = Vec::new();
     while let Some(word) = arguments.next() {
         let segid = Arguments::new(word).number()?;
-        targets.push(Target {
-            segid,
-            address: arguments.number()?,
-            pages: arguments.number()?,
-        });
+        targets.push(Target { segid, address: arguments.number()?, pages: arguments.number()? });
     }
     Ok(Box::new(move |control| Caller::new(seed, targets).run(control)))
 }
@@ -61,18 +57,7 @@ impl Caller {
     fn new(seed: u64, targets: Vec<Target>) -> Self {
         let random = Random::new(seed);
         let (permits, own, errors) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self {
-            random,
-            targets,
-            permits,
-            own,
-            steps: 0,
-            loads: 0,
-            holes: 0,
-            wrong: 0,
-            faults: 0,
-            errors,
-        }
+        Self { random, targets, permits, own, steps: 0, loads: 0, holes: 0, wrong: 0, faults: 0, errors }
     }
 
     /// Notes an error that should not be.
@@ -106,19 +91,8 @@ impl Caller {
         while !self.own.is_empty() {
             self.remove();
         }
-        let Self {
-            steps,
-            loads,
-            holes,
-            wrong,
-            faults,
-            errors,
-            ..
-        } = self;
-        let errors: String = errors
-            .iter()
-            .map(|(what, count)| format!(" {what}={count}"))
-            .collect();
+        let Self { steps, loads, holes, wrong, faults, errors, .. } = self;
+        let errors: String = errors.iter().map(|(what, count)| format!(" {what}={count}")).collect();
         format!("steps={steps} loads={loads} holes={holes} wrong={wrong} faults={faults}{errors}")
     }
 
@@ -127,11 +101,7 @@ impl Caller {
         let flags = *self.random.pick(&[RDWR, RDWR, RDONLY]);
         let called = library::get(self.targets[target].segid, flags, PERMIT_MODE, 0);
         if let Some(apid) = self.check("get", &called) {
-            self.permits.push(Permit {
-                apid,
-                target,
-                attachments: Vec::new(),
-            });
+            self.permits.push(Permit { apid, target, attachments: Vec::new() });
         }
     }
 
@@ -146,19 +116,14 @@ impl Caller {
         let called = library::attach(apid, (first * PAGE) as i64, len, 0);
         if let Some(address) = self.check("attach", &called) {
             let address = address.cast_unsigned() as usize;
-            self.permits[at].attachments.push(Attachment {
-                address,
-                pages,
-                remote,
-            });
+            self.permits[at].attachments.push(Attachment { address, pages, remote });
         }
     }
 
     /// A random attachment, as the places of the permit and in it.
     fn some_attachment(&mut self) -> Option<(usize, usize)> {
-        let with: Vec<usize> = (0..self.permits.len())
-            .filter(|at| !self.permits[*at].attachments.is_empty())
-            .collect();
+        let with: Vec<usize> =
+            (0..self.permits.len()).filter(|at| !self.permits[*at].attachments.is_empty()).collect();
         if with.is_empty() {
             return None;
         }
@@ -188,12 +153,7 @@ impl Caller {
 
     fn make(&mut self) {
         let target = &self.targets[0];
-        let called = library::make(
-            target.address,
-            PAGE * (1 + self.random.below(8)),
-            PERMIT_MODE,
-            0o600,
-        );
+        let called = library::make(target.address, PAGE * (1 + self.random.below(8)), PERMIT_MODE, 0o600);
         if let Some(segid) = self.check("make", &called) {
             self.own.push(segid);
         }

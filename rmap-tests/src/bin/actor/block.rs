@@ -9,10 +9,7 @@ use crate::{
 use std::{ptr, sync::atomic::AtomicU32};
 
 /// An hour: nobody waits that long.
-static LONG: libc::timespec = libc::timespec {
-    tv_sec: 3600,
-    tv_nsec: 0,
-};
+static LONG: libc::timespec = libc::timespec { tv_sec: 3600, tv_nsec: 0 };
 
 /// `block CALL`, `block futexat ADDRESS`, `block semat ADDRESS`, `block condat ADDRESS`, `block joinon ADDRESS
 /// LEN`, `block wait PID`.
@@ -53,29 +50,19 @@ fn sleep_in(name: &str) -> Result<Call, Failure> {
             Box::new(move || {
                 // All of it, or it is closed.
                 let pipe = &pipe;
-                let mut entry = libc::pollfd {
-                    fd: pipe.reader as i32,
-                    events: libc::POLLIN,
-                    revents: 0,
-                };
+                let mut entry = libc::pollfd { fd: pipe.reader as i32, events: libc::POLLIN, revents: 0 };
                 system::call(libc::SYS_poll, [&raw mut entry as usize, 1, usize::MAX, 0, 0, 0])
             })
         }
         "select" => Box::new(move || {
-            let mut limit = libc::timeval {
-                tv_sec: 3600,
-                tv_usec: 0,
-            };
+            let mut limit = libc::timeval { tv_sec: 3600, tv_usec: 0 };
             system::call(libc::SYS_select, [0, 0, 0, 0, &raw mut limit as usize, 0])
         }),
         "epoll_wait" => {
             let epoll = system::call(libc::SYS_epoll_create1, [0; 6]).map_err(Failure::Errno)?;
             Box::new(move || {
                 let mut event = libc::epoll_event { events: 0, u64: 0 };
-                system::call(
-                    libc::SYS_epoll_wait,
-                    [epoll, &raw mut event as usize, 1, usize::MAX, 0, 0],
-                )
+                system::call(libc::SYS_epoll_wait, [epoll, &raw mut event as usize, 1, usize::MAX, 0, 0])
             })
         }
         "nanosleep" => Box::new(move || system::call(libc::SYS_nanosleep, [long(), 0, 0, 0, 0, 0])),
@@ -88,10 +75,7 @@ fn sleep_in(name: &str) -> Result<Call, Failure> {
             let limit = if name == "futex" { 0 } else { long() };
             let operation = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as usize;
             Box::new(move || {
-                system::call(
-                    libc::SYS_futex,
-                    [word.as_ptr() as usize, operation, 0, limit, 0, 0],
-                )
+                system::call(libc::SYS_futex, [word.as_ptr() as usize, operation, 0, limit, 0, 0])
             })
         }
         "read" => {
@@ -139,18 +123,13 @@ fn receive(timed: bool) -> Result<Call, Failure> {
     }
     let end = ends[0].unsigned_abs() as usize;
     if timed {
-        let limit = libc::timeval {
-            tv_sec: 3600,
-            tv_usec: 0,
-        };
+        let limit = libc::timeval { tv_sec: 3600, tv_usec: 0 };
         let (level, option) = (libc::SOL_SOCKET as usize, libc::SO_RCVTIMEO as usize);
         let (value, len) = (&raw const limit as usize, size_of_val(&limit));
         system::call(libc::SYS_setsockopt, [end, level, option, value, len, 0]).map_err(Failure::Errno)?;
     }
     let mut byte = Box::new(0_u8);
-    Ok(Box::new(move || {
-        system::call(libc::SYS_recvfrom, [end, &raw mut *byte as usize, 1, 0, 0, 0])
-    }))
+    Ok(Box::new(move || system::call(libc::SYS_recvfrom, [end, &raw mut *byte as usize, 1, 0, 0, 0])))
 }
 
 fn semop() -> Result<Call, Failure> {
@@ -160,15 +139,10 @@ fn semop() -> Result<Call, Failure> {
             let _ = system::call(libc::SYS_semctl, [self.0, 0, libc::IPC_RMID as usize, 0, 0, 0]);
         }
     }
-    let set = system::call(libc::SYS_semget, [0, 1, 0o600, 0, 0, 0])
-        .map(Semaphore)
-        .map_err(Failure::Errno)?;
+    let set =
+        system::call(libc::SYS_semget, [0, 1, 0o600, 0, 0, 0]).map(Semaphore).map_err(Failure::Errno)?;
     Ok(Box::new(move || {
-        let mut down = libc::sembuf {
-            sem_num: 0,
-            sem_op: -1,
-            sem_flg: 0,
-        };
+        let mut down = libc::sembuf { sem_num: 0, sem_op: -1, sem_flg: 0 };
         let set = &set;
         system::call(libc::SYS_semop, [set.0, &raw mut down as usize, 1, 0, 0, 0])
     }))

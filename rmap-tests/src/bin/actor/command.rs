@@ -28,12 +28,7 @@ pub(crate) fn text(outcome: Outcome) -> String {
         Ok(words) => format!("ok {words}\n"),
         Err(Failure::Errno(errno)) => format!("errno {errno}\n"),
         Err(Failure::Fault(fault)) => {
-            format!(
-                "fault {} {} {}\n",
-                fault.signal,
-                fault.code,
-                fault.address.cast_signed()
-            )
+            format!("fault {} {} {}\n", fault.signal, fault.code, fault.address.cast_signed())
         }
         Err(Failure::Usage(what)) => format!("usage {what}\n"),
     }
@@ -74,8 +69,7 @@ impl<'a> Arguments<'a> {
     }
 
     pub(crate) fn word(&mut self) -> Result<&'a str, Failure> {
-        self.next()
-            .ok_or_else(|| Failure::Usage("a word is missing".into()))
+        self.next().ok_or_else(|| Failure::Usage("a word is missing".into()))
     }
 
     /// Whether the next word is this one; if so, it is taken.

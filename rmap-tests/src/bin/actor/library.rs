@@ -69,9 +69,7 @@ fn dl_error() -> String {
         return "no reason given".into();
     }
     // SAFETY: a C string that lives until the next call of the dl family in this thread.
-    unsafe { std::ffi::CStr::from_ptr(text) }
-        .to_string_lossy()
-        .into_owned()
+    unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
 /// No errno has this number. It shows whether a call that worked touched errno.
@@ -86,11 +84,7 @@ pub(crate) struct Called {
 impl Called {
     /// The value, or the errno of -1.
     pub(crate) fn result(&self) -> Result<i64, i32> {
-        if self.value == -1 {
-            Err(self.errno)
-        } else {
-            Ok(self.value)
-        }
+        if self.value == -1 { Err(self.errno) } else { Ok(self.value) }
     }
 }
 
@@ -99,10 +93,7 @@ fn watch(call: impl FnOnce(&Library) -> i64) -> Called {
     crate::system::set_errno(UNTOUCHED);
     let value = call(library);
     let errno = crate::system::errno();
-    Called {
-        value,
-        errno: if errno == UNTOUCHED { 0 } else { errno },
-    }
+    Called { value, errno: if errno == UNTOUCHED { 0 } else { errno } }
 }
 
 fn pointer(address: usize) -> *mut c_void {
@@ -145,26 +136,13 @@ pub(crate) fn call(arguments: &mut Arguments<'_>) -> Outcome {
             let (command, argument) = (arguments.number()?, arguments.number()?);
             watch(|library| (library.ioctl)(command, pointer(argument)).into())
         }
-        "make" => make(
-            arguments.number()?,
-            arguments.number()?,
-            arguments.number()?,
-            arguments.number()?,
-        ),
+        "make" => make(arguments.number()?, arguments.number()?, arguments.number()?, arguments.number()?),
         "remove" => remove(arguments.number()?),
-        "get" => get(
-            arguments.number()?,
-            arguments.number()?,
-            arguments.number()?,
-            arguments.number()?,
-        ),
+        "get" => get(arguments.number()?, arguments.number()?, arguments.number()?, arguments.number()?),
         "release" => release(arguments.number()?),
-        "attach" => attach(
-            arguments.number()?,
-            arguments.number()?,
-            arguments.number()?,
-            arguments.number()?,
-        ),
+        "attach" => {
+            attach(arguments.number()?, arguments.number()?, arguments.number()?, arguments.number()?)
+        }
         "detach" => detach(arguments.number()?),
         other => return Err(Failure::Usage(format!("no function {other}"))),
     };

@@ -131,9 +131,7 @@ fn check(arguments: &mut Arguments<'_>) -> Outcome {
 /// `look ADDRESS PAGES`: what each page shows.
 fn look(arguments: &mut Arguments<'_>) -> Outcome {
     let (address, pages): (usize, usize) = (arguments.number()?, arguments.number()?);
-    let words: Vec<String> = (0..pages)
-        .map(|index| see(address + index * PAGE).token())
-        .collect();
+    let words: Vec<String> = (0..pages).map(|index| see(address + index * PAGE).token()).collect();
     Ok(words.join(" "))
 }
 
@@ -199,9 +197,7 @@ fn ints(arguments: &mut Arguments<'_>) -> Outcome {
 /// `addints ADDRESS COUNT FACTOR ADD`: adds to integers.
 fn add_ints(arguments: &mut Arguments<'_>) -> Outcome {
     let line = Line::parse(arguments)?;
-    line.each(true, |index, integer| {
-        *integer = integer.wrapping_add(line.value(index))
-    })?;
+    line.each(true, |index, integer| *integer = integer.wrapping_add(line.value(index)))?;
     Ok(String::new())
 }
 
@@ -209,20 +205,13 @@ fn add_ints(arguments: &mut Arguments<'_>) -> Outcome {
 fn check_ints(arguments: &mut Arguments<'_>) -> Outcome {
     let line = Line::parse(arguments)?;
     let mut wrong = 0_usize;
-    line.each(false, |index, integer| {
-        wrong += usize::from(*integer != line.value(index))
-    })?;
+    line.each(false, |index, integer| wrong += usize::from(*integer != line.value(index)))?;
     Ok(wrong.to_string())
 }
 
 /// `sumints ADDRESS COUNT`: the sum of integers.
 fn sum_ints(arguments: &mut Arguments<'_>) -> Outcome {
-    let line = Line {
-        address: arguments.number()?,
-        count: arguments.number()?,
-        factor: 0,
-        add: 0,
-    };
+    let line = Line { address: arguments.number()?, count: arguments.number()?, factor: 0, add: 0 };
     let mut sum = 0_u64;
     line.each(false, |_, integer| sum += u64::from(*integer))?;
     Ok(sum.to_string())
@@ -233,10 +222,7 @@ fn put_text(arguments: &mut Arguments<'_>) -> Outcome {
     static SCRATCH: [AtomicU64; PAGE / 8] = [const { AtomicU64::new(0) }; PAGE / 8];
     let hex = arguments.word()?.as_bytes();
     let digit = |byte: u8| char::from(byte).to_digit(16).unwrap_or(0) as u8;
-    let bytes: Vec<u8> = hex
-        .chunks_exact(2)
-        .map(|pair| digit(pair[0]) << 4 | digit(pair[1]))
-        .collect();
+    let bytes: Vec<u8> = hex.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect();
     assert!(bytes.len() <= PAGE, "the text is too long");
     let scratch = SCRATCH.as_ptr() as usize;
     trap::copy(scratch, bytes.as_ptr() as usize, bytes.len())?;

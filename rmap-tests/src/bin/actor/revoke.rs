@@ -81,10 +81,7 @@ pub(crate) fn rounds(arguments: &mut Arguments<'_>) -> Outcome {
         }
         match way {
             Way::Unmap => call(libc::SYS_munmap, [address, PAGE, 0, 0, 0, 0])?,
-            Way::Forget => call(
-                libc::SYS_madvise,
-                [address, PAGE, libc::MADV_DONTNEED as usize, 0, 0, 0],
-            )?,
+            Way::Forget => call(libc::SYS_madvise, [address, PAGE, libc::MADV_DONTNEED as usize, 0, 0, 0])?,
             Way::Replace => call(libc::SYS_mmap, [address, PAGE, RW, FRESH, usize::MAX, 0])?,
             Way::Move => {
                 let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as usize;
@@ -95,14 +92,10 @@ pub(crate) fn rounds(arguments: &mut Arguments<'_>) -> Outcome {
         board_word(OVER).store(round, SeqCst);
         match way {
             Way::Forget | Way::Replace if trap::load(address)? != 0 => {
-                return Err(Failure::Usage(format!(
-                    "round {round}: the exporter sees its old bytes"
-                )));
+                return Err(Failure::Usage(format!("round {round}: the exporter sees its old bytes")));
             }
             Way::Move if trap::load(aside)? != round => {
-                return Err(Failure::Usage(format!(
-                    "round {round}: the exporter lost what it moved"
-                )));
+                return Err(Failure::Usage(format!("round {round}: the exporter lost what it moved")));
             }
             _ => {}
         }

@@ -43,11 +43,7 @@ pub(crate) fn call(number: i64, arguments: [usize; 6]) -> Result<usize, i32> {
     let [a, b, c, d, e, f] = arguments;
     // SAFETY: what the test asks for is the test's to choose.
     let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
-    if result == -1 {
-        Err(errno())
-    } else {
-        Ok(result.cast_unsigned() as usize)
-    }
+    if result == -1 { Err(errno()) } else { Ok(result.cast_unsigned() as usize) }
 }
 
 /// A command of this module.
@@ -57,13 +53,9 @@ pub(crate) fn command(verb: &str, arguments: &mut Arguments<'_>) -> Outcome {
             let number = arguments.number()?;
             let mut values = [0; 6];
             for value in &mut values {
-                *value = arguments
-                    .next()
-                    .map_or(Ok(0), |word| Arguments::new(word).number())?;
+                *value = arguments.next().map_or(Ok(0), |word| Arguments::new(word).number())?;
             }
-            call(number, values)
-                .map(|value| value.to_string())
-                .map_err(Failure::Errno)
+            call(number, values).map(|value| value.to_string()).map_err(Failure::Errno)
         }
         "sbrk" => sbrk(arguments.number()?),
         "malloc" => malloc(arguments.number()?),
@@ -81,11 +73,7 @@ fn sbrk(by: i64) -> Outcome {
     // SAFETY: moves the end of the heap. glibc's malloc bears with others that do so, and the test lowers it
     // only by what it raised it before.
     let before = unsafe { libc::sbrk(by) } as usize;
-    if before == usize::MAX {
-        Err(Failure::Errno(errno()))
-    } else {
-        Ok(before.to_string())
-    }
+    if before == usize::MAX { Err(Failure::Errno(errno())) } else { Ok(before.to_string()) }
 }
 
 fn malloc(len: usize) -> Outcome {
@@ -152,12 +140,7 @@ fn shell(line: &str) -> Outcome {
 fn spawn(line: &str) -> Outcome {
     let mut shell = std::process::Command::new("/bin/sh");
     // The command socket is not the shell's.
-    shell
-        .args(["-c", line])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    let status = shell
-        .status()
-        .map_err(|why| Failure::Errno(why.raw_os_error().unwrap_or(0)))?;
+    shell.args(["-c", line]).stdin(Stdio::null()).stdout(Stdio::null());
+    let status = shell.status().map_err(|why| Failure::Errno(why.raw_os_error().unwrap_or(0)))?;
     Ok(status.code().unwrap_or(-1).to_string())
 }

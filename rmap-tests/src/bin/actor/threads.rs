@@ -68,12 +68,7 @@ struct Start {
 extern "C" fn body(start: *mut c_void) -> *mut c_void {
     // SAFETY: `spawn` made it from a box and gives it to this thread alone.
     let start = unsafe { Box::from_raw(start.cast::<Start>()) };
-    let Start {
-        control,
-        report,
-        work,
-        ticks,
-    } = *start;
+    let Start { control, report, work, ticks } = *start;
     // SAFETY: no arguments.
     control.tid.store(unsafe { libc::gettid() }, Ordering::Release);
     let timer = ticks.map(Timer::start);
@@ -87,12 +82,7 @@ extern "C" fn body(start: *mut c_void) -> *mut c_void {
 /// Starts a thread, on a given stack if there is one.
 pub(crate) fn spawn(stack: Option<(usize, usize)>, ticks: Option<u64>, work: Work) -> Thread {
     let (control, report) = (Arc::<Control>::default(), Arc::default());
-    let start = Start {
-        control: Arc::clone(&control),
-        report: Arc::clone(&report),
-        work,
-        ticks,
-    };
+    let start = Start { control: Arc::clone(&control), report: Arc::clone(&report), work, ticks };
     let start = Box::into_raw(Box::new(start));
     // SAFETY: all zero is room for an attribute object, which is initialized next.
     let mut attributes: libc::pthread_attr_t = unsafe { mem::zeroed() };
@@ -101,11 +91,7 @@ pub(crate) fn spawn(stack: Option<(usize, usize)>, ticks: Option<u64>, work: Wor
     if let Some((address, len)) = stack {
         // SAFETY: the test gives memory that it leaves to this thread.
         let result = unsafe {
-            libc::pthread_attr_setstack(
-                &raw mut attributes,
-                ptr::with_exposed_provenance_mut(address),
-                len,
-            )
+            libc::pthread_attr_setstack(&raw mut attributes, ptr::with_exposed_provenance_mut(address), len)
         };
         assert_eq!(result, 0, "a stack for a thread");
     }
@@ -115,11 +101,7 @@ pub(crate) fn spawn(stack: Option<(usize, usize)>, ticks: Option<u64>, work: Wor
     assert_eq!(result, 0, "a thread");
     // SAFETY: initialized above.
     unsafe { libc::pthread_attr_destroy(&raw mut attributes) };
-    Thread {
-        handle,
-        control,
-        report,
-    }
+    Thread { handle, control, report }
 }
 
 impl Thread {
@@ -195,14 +177,8 @@ impl Timer {
         let result = unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) };
         assert_eq!(result, 0, "a timer");
         let nanoseconds = i64::try_from(microseconds * 1000).expect("a short interval");
-        let interval = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: nanoseconds,
-        };
-        let setting = libc::itimerspec {
-            it_interval: interval,
-            it_value: interval,
-        };
+        let interval = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds };
+        let setting = libc::itimerspec { it_interval: interval, it_value: interval };
         // SAFETY: a timer that was just made.
         let result = unsafe { libc::timer_settime(timer, 0, &raw const setting, ptr::null_mut()) };
         assert_eq!(result, 0, "a running timer");
@@ -225,22 +201,12 @@ fn table<T>(act: impl FnOnce(&mut HashMap<usize, Thread>) -> T) -> T {
 
 /// `start [on ADDRESS LEN] [ticking MICROSECONDS] WORK...`: the number of the thread.
 pub(crate) fn start(arguments: &mut Arguments<'_>) -> Outcome {
-    let stack = if arguments.take("on") {
-        Some((arguments.number()?, arguments.number()?))
-    } else {
-        None
-    };
-    let ticks = if arguments.take("ticking") {
-        Some(arguments.number()?)
-    } else {
-        None
-    };
+    let stack = if arguments.take("on") { Some((arguments.number()?, arguments.number()?)) } else { None };
+    let ticks = if arguments.take("ticking") { Some(arguments.number()?) } else { None };
     let work = crate::work::work(arguments)?;
     let thread = spawn(stack, ticks, work);
     let number = table(|threads| {
-        let number = (0..)
-            .find(|number| !threads.contains_key(number))
-            .expect("a free number");
+        let number = (0..).find(|number| !threads.contains_key(number)).expect("a free number");
         threads.insert(number, thread);
         number
     });
@@ -251,17 +217,13 @@ pub(crate) fn start(arguments: &mut Arguments<'_>) -> Outcome {
 pub(crate) fn stop(arguments: &mut Arguments<'_>) -> Outcome {
     let number = arguments.number()?;
     let thread = table(|threads| threads.remove(&number));
-    thread
-        .map(Thread::stop)
-        .ok_or_else(|| Failure::Usage("no such thread".into()))
+    thread.map(Thread::stop).ok_or_else(|| Failure::Usage("no such thread".into()))
 }
 
 fn with<T: ToString>(arguments: &mut Arguments<'_>, look: impl FnOnce(&Control) -> T) -> Outcome {
     let number: usize = arguments.number()?;
     let found = table(|threads| threads.get(&number).map(|thread| look(&thread.control)));
-    found
-        .map(|value| value.to_string())
-        .ok_or_else(|| Failure::Usage("no such thread".into()))
+    found.map(|value| value.to_string()).ok_or_else(|| Failure::Usage("no such thread".into()))
 }
 
 /// `tid N`: the thread's id, once it has one.

@@ -80,13 +80,7 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut c_v
     // SAFETY: `info` is valid as the context is, and a fault has an address.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     // SAFETY: the interrupted instruction is one of the functions above, which hold the record in r8.
-    unsafe {
-        record.write(Fault {
-            signal,
-            code,
-            address,
-        })
-    };
+    unsafe { record.write(Fault { signal, code, address }) };
     registers[libc::REG_RIP as usize] = end as i64;
 }
 
@@ -104,11 +98,7 @@ fn last_words(signal: i32, code: i32, address: usize, at: usize) {
 /// Sets the handlers.
 pub(crate) fn install() {
     for signal in [libc::SIGSEGV, libc::SIGBUS] {
-        crate::system::on_signal(
-            signal,
-            handler as *const () as usize,
-            libc::SA_SIGINFO | libc::SA_ONSTACK,
-        );
+        crate::system::on_signal(signal, handler as *const () as usize, libc::SA_SIGINFO | libc::SA_ONSTACK);
     }
 }
 

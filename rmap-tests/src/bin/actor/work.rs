@@ -13,12 +13,9 @@ use std::{hint::black_box, ptr, time::Instant};
 /// The work that a command names.
 pub(crate) fn work(arguments: &mut Arguments<'_>) -> Result<Work, Failure> {
     Ok(match arguments.word()? {
-        "inc" => increment(
-            arguments.number()?,
-            arguments.number()?,
-            arguments.number()?,
-            arguments.number()?,
-        ),
+        "inc" => {
+            increment(arguments.number()?, arguments.number()?, arguments.number()?, arguments.number()?)
+        }
         "add" => add(arguments.number()?),
         "read" => transfer(arguments, read_into)?,
         "pread" => transfer(arguments, pread_into)?,
@@ -68,14 +65,7 @@ impl Tally {
     }
 
     pub(crate) fn report(&self) -> Report {
-        let Self {
-            calls,
-            eintr,
-            efault,
-            other,
-            errno,
-            wrong,
-        } = self;
+        let Self { calls, eintr, efault, other, errno, wrong } = self;
         format!("calls={calls} eintr={eintr} efault={efault} other={other} errno={errno} wrong={wrong}")
     }
 }
@@ -98,11 +88,7 @@ fn increment(address: usize, pages: usize, stride: usize, slot: usize) -> Work {
             steps += 1;
             control.step();
         }
-        let lost = expected
-            .iter()
-            .enumerate()
-            .filter(|(page, count)| load(*page) != **count)
-            .count();
+        let lost = expected.iter().enumerate().filter(|(page, count)| load(*page) != **count).count();
         format!("steps={steps} lost={lost} ticks={}", threads::ticks())
     })
 }
@@ -151,13 +137,7 @@ fn transfer(
 ) -> Result<Work, Failure> {
     let (address, len) = (arguments.number()?, arguments.number()?);
     let random = Random::new(address as u64);
-    let mut state = Transfer {
-        address,
-        len,
-        random,
-        bytes: Vec::new(),
-        back: Vec::new(),
-    };
+    let mut state = Transfer { address, len, random, bytes: Vec::new(), back: Vec::new() };
     Ok(Box::new(move |control| {
         let mut tally = Tally::default();
         while control.on() {
@@ -237,10 +217,7 @@ fn write_from(state: &mut Transfer, control: &Control, tally: &mut Tally) {
 fn pread_into(state: &mut Transfer, control: &Control, tally: &mut Tally) {
     let at = state.draw();
     let len = state.bytes.len();
-    let Ok(file) = system::call(
-        libc::SYS_memfd_create,
-        [c"pread".as_ptr() as usize, 1, 0, 0, 0, 0],
-    ) else {
+    let Ok(file) = system::call(libc::SYS_memfd_create, [c"pread".as_ptr() as usize, 1, 0, 0, 0, 0]) else {
         tally.other += 1;
         return;
     };
@@ -261,10 +238,7 @@ fn calls(address: usize) -> Work {
             let mut call = |number, arguments| tally.note(control, system::call(number, arguments));
             call(libc::SYS_uname, [address, 0, 0, 0, 0, 0]);
             call(libc::SYS_fstat, [0, address + 512, 0, 0, 0, 0]);
-            call(
-                libc::SYS_clock_gettime,
-                [libc::CLOCK_MONOTONIC as usize, address + 1024, 0, 0, 0, 0],
-            );
+            call(libc::SYS_clock_gettime, [libc::CLOCK_MONOTONIC as usize, address + 1024, 0, 0, 0, 0]);
             call(libc::SYS_getrandom, [address + 1100, 100, 0, 0, 0, 0]);
             call(libc::SYS_rt_sigprocmask, [0, 0, address + 1400, 8, 0, 0]);
             call(libc::SYS_sched_getaffinity, [0, 128, address + 2048, 0, 0, 0]);
@@ -279,11 +253,7 @@ fn descend(depth: usize, seed: u64) -> u64 {
     for (index, word) in frame.iter_mut().enumerate() {
         *word = seed.wrapping_mul(31).wrapping_add(index as u64);
     }
-    let below = if depth == 0 {
-        0
-    } else {
-        descend(depth - 1, black_box(&frame)[depth % 96])
-    };
+    let below = if depth == 0 { 0 } else { descend(depth - 1, black_box(&frame)[depth % 96]) };
     let intact = black_box(&frame)
         .iter()
         .enumerate()
@@ -313,9 +283,7 @@ fn heap(seed: u64) -> Work {
     fn intact(block: &Block) -> bool {
         // SAFETY: see above.
         let bytes = unsafe { std::slice::from_raw_parts(block.address, block.len) };
-        [0, block.len / 2, block.len - 1]
-            .iter()
-            .all(|at| bytes[*at] == block.mark)
+        [0, block.len / 2, block.len - 1].iter().all(|at| bytes[*at] == block.mark)
     }
     fn mark(block: &Block) {
         // SAFETY: see above.
@@ -330,11 +298,7 @@ fn heap(seed: u64) -> Work {
             if blocks.len() < 20 {
                 // SAFETY: takes a number only.
                 let address = unsafe { libc::malloc(len) }.cast::<u8>();
-                blocks.push(Block {
-                    address,
-                    len,
-                    mark: random.number() as u8,
-                });
+                blocks.push(Block { address, len, mark: random.number() as u8 });
                 mark(&blocks[blocks.len() - 1]);
             } else {
                 let at = random.below(blocks.len());
@@ -370,10 +334,7 @@ fn heap(seed: u64) -> Work {
 /// `naps`: short sleeps that must not be cut short.
 fn naps(control: &Control) -> Report {
     let mut tally = Tally::default();
-    let nap = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 2_000_000,
-    };
+    let nap = libc::timespec { tv_sec: 0, tv_nsec: 2_000_000 };
     while control.on() {
         let start = Instant::now();
         let outcome = system::call(libc::SYS_nanosleep, [&raw const nap as usize, 0, 0, 0, 0, 0]);
@@ -391,11 +352,7 @@ fn threads_come_and_go(control: &Control) -> Report {
         let threads: Vec<_> = (0..4)
             .map(|number| threads::spawn(None, None, Box::new(move |_| descend(20, number).to_string())))
             .collect();
-        wrong += threads
-            .into_iter()
-            .map(threads::Thread::join)
-            .filter(|report| report != "0")
-            .count() as u64;
+        wrong += threads.into_iter().map(threads::Thread::join).filter(|report| report != "0").count() as u64;
         steps += 1;
         control.step();
     }
@@ -407,9 +364,7 @@ fn children(control: &Control) -> Report {
     let (mut steps, mut wrong) = (0_u64, 0_u64);
     while control.on() {
         let mut program = std::process::Command::new("/bin/true");
-        let program = program
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null());
+        let program = program.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         wrong += u64::from(!program.status().is_ok_and(|status| status.success()));
         steps += 1;
         control.step();

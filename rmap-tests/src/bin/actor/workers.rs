@@ -42,11 +42,7 @@ impl Worker {
                 }
             }
         });
-        Self {
-            commands,
-            answers,
-            early: None,
-        }
+        Self { commands, answers, early: None }
     }
 
     fn send(&self, command: &str) {
@@ -54,10 +50,7 @@ impl Worker {
     }
 
     fn receive(&mut self) -> Outcome {
-        let line = self
-            .early
-            .take()
-            .unwrap_or_else(|| self.answers.recv().expect("a worker answers"));
+        let line = self.early.take().unwrap_or_else(|| self.answers.recv().expect("a worker answers"));
         // The line is an answer already: it is handed on word by word.
         let mut words = Arguments::new(line.trim_end());
         match words.word()? {

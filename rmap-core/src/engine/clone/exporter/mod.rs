@@ -27,6 +27,7 @@ use crate::sys::maps::{self, Attributes, FileId, MapsQuery, Vma};
 use crate::sys::pagemap::Pagemap;
 use adopt::{Backing, Origin};
 use client::Client;
+use core::ops::ControlFlow;
 use events::Move;
 use freeze::{Freezer, Progress};
 use object::Objects;
@@ -40,6 +41,8 @@ struct Segment {
     counter: u32,
     range: Range,
     mode: u32,
+    /// Another user has had a permit: it may have kept a descriptor.
+    strangers: bool,
 }
 
 /// Where a file is mapped: the file, and the offset that address 0 would have.
@@ -194,7 +197,7 @@ impl Exporter {
             return Err(Error::OutOfIds);
         }
         let counter = self.last_segment + 1;
-        self.segments.push(Segment { counter, range, mode }).map_err(failed("mmap"))?;
+        self.segments.push(Segment { counter, range, mode, strangers: false }).map_err(failed("mmap"))?;
         self.last_segment = counter;
         log!(Info, "segment {counter} offers {range} with mode {mode:04o}");
         Ok(Answer::Segment(counter))
@@ -208,7 +211,7 @@ impl Exporter {
         let Some(segment) = self.segments.remove(index) else {
             return calls.fail(ticket, Error::NoSuchId);
         };
-        let mut granted = false;
+        let mut granted = segment.strangers;
         for client in self.clients.iter_mut() {
             granted |= client.lose_segment(counter);
         }
@@ -287,7 +290,7 @@ impl Exporter {
     fn handle(&mut self, number: u32, index: usize, message: Message) -> Result<()> {
         match message {
             Message::Get { request, segment, access } => {
-                let found = self.segments.iter().find(|s| s.counter == segment).copied();
+                let found = self.segments.iter_mut().find(|s| s.counter == segment);
                 let client = &mut self.clients[index];
                 let Some(segment) = found else {
                     return client.refuse(request, &Error::NoSuchId);
@@ -295,6 +298,7 @@ impl Exporter {
                 if !client.passes(&self.creator, segment.mode, access) {
                     return client.refuse(request, &Error::Denied);
                 }
+                segment.strangers |= client.uid() != rustix::process::geteuid().as_raw();
                 let object = match self.objects.for_domain(segment.range, false) {
                     Ok(object) => object,
                     Err(error) => return client.refuse(request, &error),
@@ -442,12 +446,32 @@ impl Exporter {
 
     /// Prepares for a fork; answers at once if no memory must become private first.
     pub(crate) fn fork_begins(&mut self, ticket: Ticket) -> Option<Ticket> {
+        if let Err(error) = self.note_inherited() {
+            log!(Error, "noting what the child shares: {error}");
+        }
         let private = self.backed.iter().any(|span| span.value.origin == Origin::Private);
         if private && self.jobs.push(Job::Fork { ticket }).is_ok() {
             return None;
         }
         self.forking = true;
         Some(ticket)
+    }
+
+    /// Notes the shared anonymous memory that a child is about to share: it must not be adopted as if it were this process's
+    /// alone.
+    fn note_inherited(&mut self) -> Result<()> {
+        let (objects, inherited) = (&self.objects, &mut self.inherited);
+        let mut result = Ok(());
+        maps::each_vma(|vma, path| {
+            if let Some(file) = vma.file.filter(|_| vma.shared && path.ends_with(b" (deleted)")) {
+                if objects.of_file(file).is_none() && !inherited.contains(&file) {
+                    result = inherited.push(file);
+                }
+            }
+            if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+        .map_err(failed("read of /proc/self/maps"))?;
+        result.map_err(failed("mmap"))
     }
 
     /// Whether the child has its copies, or there is no child.

@@ -325,10 +325,13 @@ impl Importer {
             }
             Message::Stale { range } => self.make_stale(host, range),
             Message::Removed { grant } => {
-                for permit in self.permits.iter_mut() {
-                    permit.removed |= permit.host == host && permit.grant == grant;
+                let mut ended = None;
+                for permit in self.permits.iter_mut().filter(|p| p.host == host && p.grant == grant) {
+                    permit.removed = true;
+                    ended = Some(permit.range);
                 }
-                Ok(())
+                // What is mapped from files cannot be punched by the exporter.
+                ended.map_or(Ok(()), |range| self.make_stale(host, range))
             }
             _ => Err(Error::Invalid("a message that exporters do not send")),
         }

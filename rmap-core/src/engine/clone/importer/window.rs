@@ -101,12 +101,11 @@ impl Importer {
         if self.windows.iter().any(|window| window.range.overlaps(range)) {
             return Err(Error::RangeTaken(range));
         }
-        self.map_base(range, remote.start(), &permit).map_err(|error| {
+        self.map_base(range, remote.start(), &permit).inspect_err(|_| {
             if place.is_none() {
                 // SAFETY: our own reservation.
                 let _ = unsafe { memory::unmap(range.start(), range.len()) };
             }
-            error
         })?;
         let index = self.windows.partition_point(|window| window.range.start() < range.start());
         let window = Window { range, remote: remote.start(), permit: permit.number, run_end: 0, run: 0 };
