@@ -90,7 +90,12 @@ pub struct Actor {
     recent: VecDeque<String>,
     /// What it has been told without waiting for the answer.
     owed: usize,
+    /// Where the next mapping goes.
+    free: usize,
 }
+
+/// Mappings of the tests lie where the kernel puts none, so that what a test unmaps stays unmapped.
+const FIRST_FREE: usize = 0x3000_0000_0000;
 
 static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
@@ -129,15 +134,15 @@ impl Stage {
             command.spawn().unwrap_or_else(|why| panic!("cannot run {}: {why}", actor_program().display()));
         let pid = i32::try_from(child.id()).expect("a pid");
         self.shared.add(pid);
-        let mut actor = Actor::new(pid, ours, Arc::clone(&self.shared));
+        let mut actor = Actor::new(pid, ours, Arc::clone(&self.shared), FIRST_FREE);
         actor.ok("hello");
         actor
     }
 }
 
 impl Actor {
-    fn new(pid: i32, stream: UnixStream, stage: Arc<Shared>) -> Self {
-        Self { pid, stream: BufReader::new(stream), stage, recent: VecDeque::new(), owed: 0 }
+    fn new(pid: i32, stream: UnixStream, stage: Arc<Shared>, free: usize) -> Self {
+        Self { pid, stream: BufReader::new(stream), stage, recent: VecDeque::new(), owed: 0, free }
     }
 
     /// Its process id.
@@ -261,7 +266,7 @@ impl Actor {
         }
     }
 
-    /// `mmap` of private anonymous memory, readable and writable, where the kernel likes.
+    /// `mmap` of private anonymous memory, readable and writable, apart from all else.
     pub fn anon(&mut self, len: usize) -> usize {
         self.mmap(0, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
     }
@@ -272,7 +277,7 @@ impl Actor {
         self.mmap(address, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
     }
 
-    /// `mmap`, which must work.
+    /// `mmap`, which must work. Address 0 stands for a place apart from all else.
     pub fn mmap(
         &mut self,
         address: usize,
@@ -282,8 +287,20 @@ impl Actor {
         fd: i32,
         offset: usize,
     ) -> usize {
+        let (address, flags) = match address {
+            0 => (self.place(len), flags | libc::MAP_FIXED),
+            address => (address, flags),
+        };
         let words = [prot, flags, fd].map(|word| i64::from(word).cast_unsigned() as usize);
         self.sys(libc::SYS_mmap, &[address, len, words[0], words[1], words[2], offset]).expect("mmap")
+    }
+
+    /// Addresses where nothing is and nothing comes by itself.
+    pub fn place(&mut self, len: usize) -> usize {
+        const APART: usize = 1 << 20;
+        let address = self.free;
+        self.free = (address + len).next_multiple_of(APART) + APART;
+        address
     }
 
     /// `munmap`, which must work.
@@ -572,7 +589,7 @@ impl Actor {
         });
         let (stream, _) = stream.unwrap_or_else(|| panic!("the forked child of {} died", self.describe()));
         stream.set_nonblocking(false).expect("a socket that blocks");
-        let mut child = Self::new(pid, stream, Arc::clone(&self.stage));
+        let mut child = Self::new(pid, stream, Arc::clone(&self.stage), self.free);
         child.ok("hello");
         child
     }

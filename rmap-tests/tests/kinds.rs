@@ -224,7 +224,8 @@ fn posix_shared_memory() {
 fn system_v_shared_memory() {
     let mut pair = Pair::new("system_v_shared_memory");
     let id = pair.exporter.sys(libc::SYS_shmget, &[0, 16 * PAGE, 0o600]).unwrap();
-    let address = pair.exporter.sys(libc::SYS_shmat, &[id, 0, 0]);
+    let place = pair.exporter.place(16 * PAGE);
+    let address = pair.exporter.sys(libc::SYS_shmat, &[id, place, 0]);
     pair.exporter.sys(libc::SYS_shmctl, &[id, libc::IPC_RMID as usize, 0]).unwrap();
     let address = address.unwrap();
     // No kernel reports shmdt: what an importer has mapped by then stays until the next event.

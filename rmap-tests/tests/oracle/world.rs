@@ -37,6 +37,8 @@ pub(crate) struct World {
     scanner: usize,
     worker: usize,
     stamp: u64,
+    /// Adopted private mappings of files have become anonymous memory with the same bytes.
+    forked: bool,
     steps: usize,
     _stage: Stage,
 }
@@ -103,6 +105,7 @@ impl World {
             worker,
             stamp,
             steps,
+            forked: false,
             _stage: stage,
         };
         world.attach(0..PAGES);
@@ -156,7 +159,7 @@ impl World {
                 self.must(libc::SYS_mprotect, &[at(range.start), range.len() * PAGE, prot(access)]);
                 self.model.protect(range, access);
             }
-            Op::Forget { span } if self.model.whole(cut(span)) => {
+            Op::Forget { span } if self.model.whole(cut(span)) && !self.lost_its_file(&cut(span)) => {
                 let range = cut(span);
                 let advice = libc::MADV_DONTNEED as usize;
                 self.must(libc::SYS_madvise, &[at(range.start), range.len() * PAGE, advice]);
@@ -197,6 +200,7 @@ impl World {
                 self.importers[view.importer].detach(view.here);
             }
             Op::Fork if self.children.len() < 2 && self.worker == 0 => {
+                self.forked = true;
                 let child = self.exporter.fork();
                 self.children.push((child, self.model.clone()));
             }
@@ -227,8 +231,22 @@ impl World {
         self.model.map(range, kind, access, index);
     }
 
+    /// Whether dropped pages of a private file mapping would be zero: it was adopted and has lost its file by a fork.
+    fn lost_its_file(&self, range: &Range<usize>) -> bool {
+        self.forked && self.shows_private_file(range)
+    }
+
+    fn shows_private_file(&self, range: &Range<usize>) -> bool {
+        let pages = self.model.pages[range.clone()].iter().flatten();
+        pages.into_iter().any(|page| page.file.is_some() && !page.shared)
+    }
+
     fn relocate(&mut self, from: Range<usize>, to: usize, count: usize, keep: bool) {
         let count = if keep { from.len() } else { count };
+        // A private mapping of a file that was adopted grows by zeros, not by the file's next pages.
+        if (count > from.len() && self.shows_private_file(&from)) || (keep && self.lost_its_file(&from)) {
+            return;
+        }
         let to = to..(to + count).min(PAGES);
         let apart = to.end <= from.start || from.end <= to.start;
         if !self.model.whole(from.clone()) || !apart || (keep && to.len() != from.len()) {
@@ -252,7 +270,8 @@ impl World {
     }
 
     fn resize(&mut self, range: Range<usize>, count: usize) {
-        if !self.model.whole(range.clone()) || range.start + count > PAGES {
+        let grows = count > range.len() && self.shows_private_file(&range);
+        if !self.model.whole(range.clone()) || range.start + count > PAGES || grows {
             return;
         }
         let arguments = [at(range.start), range.len() * PAGE, count * PAGE, 0];

@@ -25,6 +25,7 @@ mod workers;
 use command::{Arguments, Outcome};
 use std::{
     io::{BufRead as _, BufReader, Write as _},
+    mem::ManuallyDrop,
     os::{fd::FromRawFd as _, unix::net::UnixStream},
 };
 
@@ -36,18 +37,30 @@ fn main() {
     serve();
 }
 
+/// The command socket.
+fn socket() -> ManuallyDrop<UnixStream> {
+    // SAFETY: descriptor 1 is the command socket by this program's contract, and nobody closes it.
+    ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(1) })
+}
+
 /// Answers commands until there are no more.
 fn serve() -> ! {
-    // SAFETY: descriptor 1 is the command socket by this program's contract, and nothing else uses it.
-    let mut answers = unsafe { UnixStream::from_raw_fd(1) };
-    let commands = BufReader::new(answers.try_clone().expect("the socket can be duplicated"));
-    for line in commands.lines() {
+    let socket = socket();
+    for line in BufReader::new(&*socket).lines() {
         let Ok(line) = line else { break };
         if line == "exit" {
             break;
         }
+        if line == "endthread" {
+            // The program goes on without its first thread: /proc shows no memory for it then.
+            std::thread::spawn(|| {
+                let _ = self::socket().write_all(b"ok \n");
+                serve()
+            });
+            system::end_thread();
+        }
         let answer = command::text(execute(&line));
-        if answers.write_all(answer.as_bytes()).is_err() {
+        if (&*socket).write_all(answer.as_bytes()).is_err() {
             break;
         }
     }

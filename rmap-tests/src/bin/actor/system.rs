@@ -38,6 +38,12 @@ pub(crate) fn end_with_parent() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }
 
+/// Ends this thread only.
+pub(crate) fn end_thread() -> ! {
+    let _ = call(libc::SYS_exit, [0; 6]);
+    unreachable!("the thread has ended")
+}
+
 /// A system call.
 pub(crate) fn call(number: i64, arguments: [usize; 6]) -> Result<usize, i32> {
     let [a, b, c, d, e, f] = arguments;

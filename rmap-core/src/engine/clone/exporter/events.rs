@@ -242,6 +242,9 @@ impl Exporter {
         for span in gone.iter() {
             self.forget_backing(span)?;
         }
+        for span in gone.iter().filter(|span| !known.iter().any(|(_, _, from)| from.overlaps(span.range))) {
+            self.private_files.forget(span.range);
+        }
         // Moved memory is copied out of its old place before that is punched.
         let moved = self.bring_home(&known, &gone);
         if unread.is_empty() {
@@ -258,8 +261,8 @@ impl Exporter {
             self.drop_pages(*range);
         }
         moved?;
-        for span in gone.iter().filter(|span| self.backed.next_in(span.range).is_none()) {
-            self.private_files.forget(span.range);
+        for (_, _, from) in known.iter().filter(|(_, _, from)| self.backed.next_in(*from).is_none()) {
+            self.private_files.forget(*from);
         }
         self.forget_shared(&survey.files)
     }
@@ -271,20 +274,18 @@ impl Exporter {
         read.map(|m| m.from).or(left.copied()).and_then(|moved| moved.intersection(old))
     }
 
-    /// Frees what objects have in `range` at addresses that do not show it.
+    /// Frees what objects have in `range` at addresses that do not show them.
     fn punch_unmapped(&self, range: Range) {
-        let mut from = Some(range);
-        while let Some(rest) = from {
-            let home = self.backed.next_in(rest).map(|span| span.range);
-            let hole = Range::between(rest.start(), home.map_or(rest.end(), |home| home.start()));
-            if let Some(hole) = hole {
-                for object in self.objects.iter().filter(|object| object.domain.overlaps(hole)) {
-                    if let Err(errno) = object.punch(hole) {
-                        log!(Error, "punching {hole}: {errno}");
-                    }
+        for object in self.objects.iter().filter(|object| object.domain.overlaps(range)) {
+            let mut from = Some(range);
+            while let Some(rest) = from {
+                let shown = self.backed.within(rest).find(|span| span.value.serial == object.serial);
+                let hole = Range::between(rest.start(), shown.map_or(rest.end(), |span| span.range.start()));
+                if let Some(Err(errno)) = hole.map(|hole| object.punch(hole)) {
+                    log!(Error, "punching {rest}: {errno}");
                 }
+                from = shown.and_then(|span| Range::between(span.range.end(), range.end()));
             }
-            from = home.and_then(|home| Range::between(home.end(), range.end()));
         }
     }
 
@@ -406,6 +407,7 @@ impl Exporter {
         adopt::rehome(source, home, from.start(), to, vma.prot, &self.watchers)?;
         adopt::restore_attributes(to, attributes, vma.prot);
         let value = Backing { serial: home.serial, ..backing };
+        self.private_files.forget(to);
         self.private_files.moved(from, to);
         log!(Debug, "moved {from} to {to}");
         self.backed.insert(to, value).map_err(failed("mmap"))
