@@ -415,9 +415,9 @@ fn everything_at_once() {
         scene.exporter.anon_at(stack(number), 64 * PAGE);
     }
     let mut works: Vec<String> =
-        (0..4).map(|slot| format!("inc {ARENA:#x} {AREAS} {STRIDE} {slot}")).collect();
+        (0..2).map(|slot| format!("inc {ARENA:#x} {AREAS} {STRIDE} {slot}")).collect();
     works
-        .extend((0..4).map(|number| format!("on {:#x} {:#x} ticking 500 recurse", stack(number), 64 * PAGE)));
+        .extend((0..2).map(|number| format!("on {:#x} {:#x} ticking 500 recurse", stack(number), 64 * PAGE)));
     works.push(format!("read {:#x} {}", ARENA + PAGE, 4 * PAGE));
     works.push(format!("write {:#x} {}", ARENA + STRIDE + PAGE, 4 * PAGE));
     works.push(format!("calls {:#x}", ARENA + 2 * STRIDE + PAGE));

@@ -82,6 +82,9 @@ fn listen() -> Result<(Endpoint, OwnedFd)> {
 /// [`Error::Unsupported`] names what is missing.
 pub(crate) fn probe(config: Config) -> Result<()> {
     let missing = |what| move |errno| Error::Unsupported { what, errno };
+    let size = memory::task_size() as u64 + PAGE as u64;
+    let what = "a sparse file as large as the address space (RLIMIT_FSIZE)";
+    memory::check_file_limit(size).map_err(missing(what))?;
     let mut buffer = [0; 4096];
     let status =
         procfs::read_small(c"/proc/self/status", &mut buffer).map_err(missing("/proc/self/status"))?;

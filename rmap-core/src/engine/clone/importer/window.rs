@@ -134,11 +134,15 @@ impl Importer {
         let kind = if writable { MapFlags::SHARED } else { MapFlags::PRIVATE };
         let flags = kind | MapFlags::NORESERVE;
         let (start, len) = (range.start(), range.len());
+        // Without access until it is trapped: where all memory is locked (`mlockall`), mapping it would fill the
+        // exporter's holes with zeroes.
         // SAFETY: a reservation, a part of a window, or a place that the caller of attach has named.
-        unsafe { memory::map_over(start, len, protection(writable), flags, object, remote as u64) }?;
+        unsafe { memory::map_over(start, len, ProtFlags::empty(), flags, object, remote as u64) }?;
         memory::advise(start, len, libc::MADV_DONTFORK)?;
         memory::advise(start, len, libc::MADV_DONTDUMP)?;
-        self.trap.trap(start, len)
+        self.trap.trap(start, len)?;
+        // SAFETY: allows more.
+        unsafe { memory::protect(start, len, protection(writable)) }
     }
 
     /// Maps a read-only object over a range of a window whose permit is for writing: the exporter may make the memory
@@ -147,7 +151,7 @@ impl Importer {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let (start, len) = (range.start(), range.len());
         // SAFETY: a part of a window.
-        unsafe { memory::map_over(start, len, protection(false), flags, object, remote as u64) }?;
+        unsafe { memory::map_over(start, len, ProtFlags::empty(), flags, object, remote as u64) }?;
         memory::advise(start, len, libc::MADV_DONTFORK)?;
         memory::advise(start, len, libc::MADV_DONTDUMP)?;
         self.trap.trap_stores(start, len)?;
