@@ -2,7 +2,7 @@
 //!
 //! The service thread must make progress while any thread of the application sleeps in a fault or holds any lock,
 //! the lock of `malloc` among them, so everything that it keeps is here: shared mappings of one memfd, which
-//! `/proc/self/maps` tells apart from the application's memory. A forked child does not inherit them.
+//! `/proc/thread-self/maps` tells apart from the application's memory. A forked child does not inherit them.
 
 mod table;
 mod vec;

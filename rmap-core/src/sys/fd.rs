@@ -20,7 +20,7 @@ fn open_as(path: &CStr, file: FileId, writable: bool) -> SysResult<OwnedFd> {
 
 /// A new descriptor of the same file as `fd`, with its own access mode.
 pub(crate) fn reopen(fd: impl AsFd, writable: bool) -> SysResult<OwnedFd> {
-    let path = PathBuffer::format(format_args!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()));
+    let path = PathBuffer::format(format_args!("/proc/thread-self/fd/{}", fd.as_fd().as_raw_fd()));
     rustix::fs::open(path.as_c_str(), flags(writable), Mode::empty())
 }
 
@@ -41,11 +41,11 @@ pub(crate) fn of_mapping(
             }
         }
     }
-    let dir = procfs::open(c"/proc/self/fd")?;
+    let dir = procfs::open(c"/proc/thread-self/fd")?;
     let mut found = None;
     procfs::each_numbered_entry(&dir, |number| {
         if found.is_none() {
-            let path = PathBuffer::format(format_args!("/proc/self/fd/{number}"));
+            let path = PathBuffer::format(format_args!("/proc/thread-self/fd/{number}"));
             // A path descriptor does not wake a FIFO or a device.
             let same = rustix::fs::stat(path.as_c_str()).is_ok_and(|stat| {
                 stat.st_ino == file.inode

@@ -1,4 +1,4 @@
-//! `/proc/self/maps`, read piece by piece on the stack, and its per-address query (`PROCMAP_QUERY`, Linux 6.11).
+//! `/proc/thread-self/maps`, read piece by piece on the stack, and its per-address query (`PROCMAP_QUERY`, Linux 6.11).
 
 use super::memory::ProtFlags;
 use super::{Errno, SysResult, procfs, raw};
@@ -50,7 +50,7 @@ const BUFFER: usize = 8192;
 
 /// Calls `each` for every mapping with its path, in order of address.
 pub(crate) fn each_vma(mut each: impl FnMut(&Vma, &[u8]) -> ControlFlow<()>) -> SysResult<()> {
-    let fd = procfs::open(c"/proc/self/maps")?;
+    let fd = procfs::open(c"/proc/thread-self/maps")?;
     let mut buffer = [0u8; BUFFER];
     let mut filled = 0;
     let mut skipping = false;
@@ -152,7 +152,7 @@ const COVERING_OR_NEXT: u64 = 0x10;
 
 impl MapsQuery {
     pub(crate) fn new() -> SysResult<Self> {
-        Ok(Self { fd: procfs::open(c"/proc/self/maps")?, supported: AtomicBool::new(true) })
+        Ok(Self { fd: procfs::open(c"/proc/thread-self/maps")?, supported: AtomicBool::new(true) })
     }
 
     pub(crate) fn descriptor(&self) -> i32 {
@@ -226,7 +226,7 @@ pub(crate) struct Attributes {
 
 /// The attributes of the mapping that covers `addr`, from `smaps`.
 pub(crate) fn attributes(addr: usize) -> SysResult<Attributes> {
-    let fd = procfs::open(c"/proc/self/smaps")?;
+    let fd = procfs::open(c"/proc/thread-self/smaps")?;
     let mut buffer = [0u8; BUFFER];
     let mut filled = 0;
     let mut inside = false;

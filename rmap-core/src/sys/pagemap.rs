@@ -1,4 +1,4 @@
-//! `/proc/self/pagemap`: which pages of a range exist (`Documentation/admin-guide/mm/pagemap.rst`).
+//! `/proc/thread-self/pagemap`: which pages of a range exist (`Documentation/admin-guide/mm/pagemap.rst`).
 
 use super::memory::PAGE;
 use super::{Errno, SysResult, procfs};
@@ -36,7 +36,7 @@ pub(crate) struct Pagemap(OwnedFd);
 
 impl Pagemap {
     pub(crate) fn new() -> SysResult<Self> {
-        Ok(Self(procfs::open(c"/proc/self/pagemap")?))
+        Ok(Self(procfs::open(c"/proc/thread-self/pagemap")?))
     }
 
     pub(crate) fn descriptor(&self) -> i32 {

@@ -1,4 +1,5 @@
-//! Small reads of `/proc/self`, without allocation.
+//! Small reads of `/proc`, without allocation. The address space is read through `/proc/thread-self`: where the first thread of a
+//! process has ended, `/proc/self` shows none.
 
 use super::{Errno, SysResult};
 use core::ffi::CStr;

@@ -86,8 +86,8 @@ pub(crate) fn probe(config: Config) -> Result<()> {
     let what = "a sparse file as large as the address space (RLIMIT_FSIZE)";
     memory::check_file_limit(size).map_err(missing(what))?;
     let mut buffer = [0; 4096];
-    let status =
-        procfs::read_small(c"/proc/self/status", &mut buffer).map_err(missing("/proc/self/status"))?;
+    let status = procfs::read_small(c"/proc/thread-self/status", &mut buffer)
+        .map_err(missing("/proc/thread-self/status"))?;
     if procfs::field(status, b"TracerPid:", 10).is_some_and(|pid| pid != 0) {
         return Err(missing("ptrace of this process's own threads (a debugger or strace has them)")(
             Errno::BUSY,

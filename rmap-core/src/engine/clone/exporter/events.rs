@@ -313,7 +313,7 @@ impl Exporter {
             }
             ControlFlow::Continue(())
         });
-        read.map_err(failed("read of /proc/self/maps"))?;
+        read.map_err(failed("read of /proc/thread-self/maps"))?;
         result
     }
 

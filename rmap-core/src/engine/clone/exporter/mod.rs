@@ -144,8 +144,8 @@ impl Exporter {
             forking: false,
             watchers: Watchers::new()
                 .map_err(missing("userfaultfd with events on shared memory (Linux 5.19)"))?,
-            query: MapsQuery::new().map_err(missing("/proc/self/maps"))?,
-            pagemap: Pagemap::new().map_err(missing("/proc/self/pagemap"))?,
+            query: MapsQuery::new().map_err(missing("/proc/thread-self/maps"))?,
+            pagemap: Pagemap::new().map_err(missing("/proc/thread-self/pagemap"))?,
             attributes: None,
         })
     }
@@ -470,7 +470,7 @@ impl Exporter {
             }
             if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })
-        .map_err(failed("read of /proc/self/maps"))?;
+        .map_err(failed("read of /proc/thread-self/maps"))?;
         result.map_err(failed("mmap"))
     }
 

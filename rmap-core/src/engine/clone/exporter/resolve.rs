@@ -113,7 +113,7 @@ impl Exporter {
             // The address space has changed: a mapping has grown, or its event waits to be handled.
             self.reconcile()?;
         }
-        let mapping = Mapping::at(page).map_err(failed("read of /proc/self/maps"))?;
+        let mapping = Mapping::at(page).map_err(failed("read of /proc/thread-self/maps"))?;
         let Some(mapping) = mapping else {
             return Ok(Finding::Hole("nothing is mapped there"));
         };
@@ -122,7 +122,7 @@ impl Exporter {
         }
         let limit = request.attached;
         let plan = plan::plan(&mapping, page, request.run, limit, &self.pagemap);
-        match plan.map_err(failed("read of /proc/self/pagemap"))? {
+        match plan.map_err(failed("read of /proc/thread-self/pagemap"))? {
             Plan::Hole(why) => Ok(Finding::Hole(why)),
             Plan::Adopt { range, protected } => {
                 if frozen {
@@ -373,7 +373,7 @@ impl Exporter {
 /// Whether any memory of this process is pinned for DMA.
 fn pinned_for_dma() -> bool {
     let mut buffer = [0; 4096];
-    procfs::read_small(c"/proc/self/status", &mut buffer)
+    procfs::read_small(c"/proc/thread-self/status", &mut buffer)
         .ok()
         .and_then(|text| procfs::field(text, b"VmPin:", 10))
         .is_some_and(|kib| kib > 0)
