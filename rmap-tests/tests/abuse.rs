@@ -166,6 +166,12 @@ fn an_importer_that_locks_all_its_memory() {
     exporter.fill(address, 16, 20);
     exporter.munmap(address + 12 * PAGE, PAGE);
     let segid = exporter.make_all();
+    if !nix::unistd::geteuid().is_root() {
+        return rmap_tests::skip(
+            "an_importer_that_locks_all_its_memory",
+            "RLIMIT_MEMLOCK is smaller than the tables",
+        );
+    }
     let flags = (libc::MCL_CURRENT | libc::MCL_FUTURE) as usize;
     if let Err(errno) = importer.sys(libc::SYS_mlockall, &[flags]) {
         return rmap_tests::skip(
@@ -183,6 +189,12 @@ fn an_importer_that_locks_all_its_memory() {
 fn an_exporter_that_locks_all_its_memory() {
     let stage = Stage::new("an_exporter_that_locks_all_its_memory", 60);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    if !nix::unistd::geteuid().is_root() {
+        return rmap_tests::skip(
+            "an_exporter_that_locks_all_its_memory",
+            "RLIMIT_MEMLOCK is smaller than the tables",
+        );
+    }
     let flags = (libc::MCL_CURRENT | libc::MCL_FUTURE) as usize;
     if let Err(errno) = exporter.sys(libc::SYS_mlockall, &[flags]) {
         return rmap_tests::skip(
