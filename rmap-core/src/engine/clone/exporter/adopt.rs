@@ -8,6 +8,7 @@ use crate::sys::maps::{Attributes, FileId, Vma};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{Errno, SysResult};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Copies `range` of this process to its place in the object.
 pub(crate) fn fill(object: &Object, range: Range) -> SysResult<()> {
@@ -172,6 +173,39 @@ pub(crate) fn privatize_moved(
         let _ = watchers.watch(to);
         undo(error)
     })
+}
+
+/// Gives shared memory that was adopted a file of its own, with the same bytes: what a child of this process maps as well must not be in an
+/// object, which is punched when this process alone unmaps it.
+///
+/// # Errors
+/// Nothing has changed then.
+///
+/// # Safety
+/// As [`adopt`]: nobody may write to the range meanwhile.
+pub(crate) unsafe fn give_own_file(
+    object: &Object,
+    range: Range,
+    prot: ProtFlags,
+    watchers: &Watchers,
+) -> Result<OwnedFd> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let fd = rustix::fs::memfd_create(c"rmap-shared", flags).map_err(failed("memfd_create"))?;
+    rustix::fs::ftruncate(&fd, range.len() as u64).map_err(failed("ftruncate"))?;
+    let all = ProtFlags::READ | ProtFlags::WRITE;
+    let view = memory::map(range.len(), all, MapFlags::SHARED, fd.as_fd(), 0).map_err(failed("mmap"))?;
+    let copied = copy_out(object, range, view);
+    // SAFETY: the view is ours.
+    let _ = unsafe { memory::unmap(view, range.len()) };
+    copied.map_err(failed("pread"))?;
+    watchers.forget(range);
+    // SAFETY: the file shows the same bytes, and nobody writes to the range.
+    unsafe { memory::map_over(range.start(), range.len(), prot, MapFlags::SHARED, fd.as_fd(), 0) }
+        .map_err(failed("mmap"))
+        .inspect_err(|_| {
+            let _ = watchers.watch(range);
+        })?;
+    Ok(fd)
 }
 
 /// Copies the pages that the object has in `range` to the memory at `staging`.

@@ -32,7 +32,7 @@ use events::Move;
 use freeze::{Freezer, Progress};
 use object::Objects;
 use private_files::PrivateFiles;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use watch::Watchers;
 
 /// A range that others may attach.
@@ -106,6 +106,8 @@ pub(crate) struct Exporter {
     own_windows: RangeTable<()>,
     /// Files behind adopted private mappings, by address: pages that are dropped show them again.
     private_files: PrivateFiles,
+    /// Files of shared memory that a child maps as well: importers map them from here.
+    own_files: OwnVec<OwnedFd>,
     /// Shared anonymous files that a forked child may map as well.
     inherited: OwnVec<FileId>,
     /// Moves whose memory has not been brought home yet.
@@ -137,6 +139,7 @@ impl Exporter {
             shared: RangeTable::new(),
             own_windows: RangeTable::new(),
             private_files: PrivateFiles::new(),
+            own_files: OwnVec::new(),
             inherited: OwnVec::new(),
             moves: OwnVec::new(),
             jobs: OwnVec::new(),
@@ -231,7 +234,7 @@ impl Exporter {
     }
 
     /// Another process has connected.
-    pub(crate) fn connected(&mut self, socket: std::os::fd::OwnedFd, poller: &Poller, token: u64) {
+    pub(crate) fn connected(&mut self, socket: OwnedFd, poller: &Poller, token: u64) {
         let number = self.next_client;
         match Client::new(number, socket) {
             Ok(client) => {
@@ -373,7 +376,7 @@ impl Exporter {
                 Job::Fork { ticket } => {
                     let everything = Range::between(0, self.objects.end());
                     if let Some(everything) = everything {
-                        self.evict(everything, |origin| origin == Origin::Private);
+                        self.evict(everything, |origin| !matches!(origin, Origin::Copied(_)));
                     }
                     self.forking = true;
                     return Some(ticket);
@@ -431,9 +434,16 @@ impl Exporter {
                 };
                 let attributes = maps::attributes(piece.start()).unwrap_or_default();
                 // SAFETY: all threads stand still.
-                let private = unsafe { adopt::privatize(object, piece, vma.prot, &self.watchers) };
-                if let Err(error) = private {
-                    log!(Error, "{piece} stays shared: {error}");
+                let moved = unsafe {
+                    if backing.origin == Origin::Shared {
+                        let fd = adopt::give_own_file(object, piece, vma.prot, &self.watchers);
+                        fd.and_then(|fd| self.own_files.push(fd).map_err(failed("mmap")))
+                    } else {
+                        adopt::privatize(object, piece, vma.prot, &self.watchers)
+                    }
+                };
+                if let Err(error) = moved {
+                    log!(Error, "{piece} stays where it is: {error}");
                     return;
                 }
                 adopt::restore_attributes(piece, &attributes, vma.prot);
@@ -449,8 +459,8 @@ impl Exporter {
         if let Err(error) = self.note_inherited() {
             log!(Error, "noting what the child shares: {error}");
         }
-        let private = self.backed.iter().any(|span| span.value.origin == Origin::Private);
-        if private && self.jobs.push(Job::Fork { ticket }).is_ok() {
+        let adopted = self.backed.iter().any(|span| !matches!(span.value.origin, Origin::Copied(_)));
+        if adopted && self.jobs.push(Job::Fork { ticket }).is_ok() {
             return None;
         }
         self.forking = true;
@@ -486,6 +496,9 @@ impl Exporter {
         }
         self.objects.each_descriptor(&mut each);
         self.private_files.each_descriptor(&mut each);
+        for file in self.own_files.iter() {
+            each(file.as_raw_fd());
+        }
         self.freezer.each_descriptor(&mut each);
         self.watchers.each_descriptor(&mut each);
         each(self.query.descriptor());
