@@ -13,16 +13,29 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 
 if [ "$(id -u)" = 0 ]; then
-    "$here/setup.sh"
     as_nobody=(setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all --no-new-privs --)
-    if ! (cd / && "${as_nobody[@]}" test -x "$here/run.sh" -a -r "$XPMEM_PREFIX/lib/libxpmem.so.0" -a -r "$CACHE/impi.stamp"); then
-        echo "mpi-tests/demo: user 65534 cannot read $here, $XPMEM_PREFIX or $CACHE: put them where everybody can" >&2
-        exit 1
+    scripts=$here
+    if ! (cd / && "${as_nobody[@]}" test -r "$here/run.sh"); then
+        # The ordinary user cannot enter this tree: it gets copies.
+        scratch=$(mktemp -d "${MPI_TMP:-/tmp}/rmap-mpi-demo.XXXXXX")
+        trap 'rm -rf "$scratch"' EXIT
+        chmod 755 "$scratch"
+        cp -r "$here" "$scratch/scripts"
+        scripts=$scratch/scripts
+        export RMAP_MPI_CACHE=${RMAP_MPI_CACHE:-/var/tmp/rmap-mpi}
+        [ "$XPMEM_PREFIX" != "$CACHE/prefix" ] || XPMEM_PREFIX=$RMAP_MPI_CACHE/prefix
+        CACHE=$RMAP_MPI_CACHE
     fi
-    # `make test` and users may have a umask or a working folder that an ordinary user cannot enter.
+    export XPMEM_PREFIX RMAP_MPI_CACHE=$CACHE
+    "$here/setup.sh"
+    if [ "$scripts" != "$here" ]; then
+        mkdir -p "$scratch/prefix/lib"
+        cp -L "$XPMEM_PREFIX"/lib/libxpmem.so* "$scratch/prefix/lib/"
+        XPMEM_PREFIX=$scratch/prefix
+    fi
     cd /
-    exec env XPMEM_PREFIX="$XPMEM_PREFIX" RMAP_MPI_CACHE="$CACHE" \
-        "${as_nobody[@]}" "$here/demo.sh" "$@"
+    "${as_nobody[@]}" "$scripts/demo.sh" "$@"
+    exit
 fi
 
 [ $# -eq 0 ] || CONSUMERS=("$@")

@@ -41,6 +41,7 @@ shm=$work
 if [ -w /dev/shm ]; then shm=$(mktemp -d /dev/shm/rmap-mpi.XXXXXX); fi
 export HOME=$work TMPDIR=$work TMP=$work TEMP=$work RMAP_MPI_JOB=$work
 
+# shellcheck disable=SC2317 # Called by the trap.
 # The processes of this job carry its mark in the environment they were started with (this script does not: it set the mark
 # later). None is left after a job that ended by itself.
 job_processes() {
@@ -51,14 +52,14 @@ job_processes() {
     done 2>/dev/null
 }
 
+# shellcheck disable=SC2317 # Called by the trap.
 clean_up() {
     local pid file
     for pid in $(job_processes); do kill -KILL "$pid" 2>/dev/null || true; done
     # Runtimes that ignore the folder above: their segments are named after the job or a process. Only those of this user
     # that are newer than the job and that no process has mapped are removed.
     for file in /dev/shm/{Intel_MPI_,mpich_shar_tmp,vader_segment.,ucx_shm_posix_}*; do
-        [ -O "$file" ] && [ "$file" -nt "$work/start" ] || continue
-        grep -qsF "$file" /proc/[0-9]*/maps || rm -f "$file"
+        if [ -O "$file" ] && [ "$file" -nt "$work/start" ] && ! grep -qsF "$file" /proc/[0-9]*/maps; then rm -f "$file"; fi
     done
     rm -rf "$work" "$shm"
 }
@@ -93,7 +94,7 @@ ompi-*)
     ;;&
 ompi-vader)
     # The component compiled by setup.sh is found before Debian's own.
-    launch+=(--mca mca_base_component_path "$CACHE/vader:$(cat "$CACHE/vader/components")" --mca pml ob1 --mca btl vader,self)
+    launch+=(--mca mca_base_component_path "$CACHE/vader:$(cat "$CACHE/vader/components")" --mca pml ob1 --mca btl "vader,self")
     case $transport in
     xpmem | cma) launch+=(--mca btl_vader_single_copy_mechanism "$transport") ;;
     copy) launch+=(--mca btl_vader_single_copy_mechanism none --mca osc pt2pt) ;;
@@ -178,7 +179,8 @@ status=0
 (cd "$work" && exec timeout -k 5 "${MPI_TIMEOUT:-120}" "${launch[@]}" "$binary" "$@") >"$work/output" 2>&1 </dev/null ||
     status=$?
 if [ "$status" != 0 ] || [ -n "${MPI_VERBOSE:-}" ]; then
-    cat "$work/output" $(find "$work" -maxdepth 1 -name 'ucx.*')
+    cat "$work/output"
+    find "$work" -maxdepth 1 -name 'ucx.*' -exec cat {} +
 else
     grep -vE '^runtime: |^\[[0-9]+\] MPI startup|^ *$' "$work/output" || true
 fi

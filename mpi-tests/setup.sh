@@ -65,27 +65,27 @@ install_packages() {
 
 # Fetches a Debian source package into the current folder, from the mirror that the system's own files name.
 fetch_source() {
-    local package=$1 version=$2 apt=$CACHE/apt uri suite
-    if [ ! -f "$apt/ready" ]; then
+    local package=$1 version=$2 folder=$CACHE/apt uri suite
+    if [ ! -f "$folder/ready" ]; then
         uri=$(awk '/^URIs:/ { print $2; exit }' /etc/apt/sources.list.d/debian.sources 2>/dev/null || true)
         [ -n "$uri" ] || uri=$(awk '$1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /:\/\//) { print $i; exit } }' \
             /etc/apt/sources.list 2>/dev/null || true)
         [ -n "$uri" ] || die "no Debian mirror found in the system's apt sources"
         suite=$(. /etc/os-release; printf '%s' "${VERSION_CODENAME:-bookworm}")
-        mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+        mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
         printf 'deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$uri" "$suite" \
-            >"$apt/sources.list"
-        printf '%s\n' "Dir::Etc::sourcelist \"$apt/sources.list\";" 'Dir::Etc::sourceparts "-";' \
-            "Dir::State::lists \"$apt/lists\";" "Dir::Cache \"$apt/cache\";" 'Dir::Cache::pkgcache "";' \
-            'Dir::Cache::srcpkgcache "";' 'APT::Sandbox::User "root";' 'Acquire::Retries "2";' >"$apt/apt.conf"
-        APT_CONFIG=$apt/apt.conf apt-get update -qq >>"$CACHE/log/apt" 2>&1 ||
-            APT_CONFIG=$apt/apt.conf apt-get update -qq >>"$CACHE/log/apt" 2>&1 ||
+            >"$folder/sources.list"
+        printf '%s\n' "Dir::Etc::sourcelist \"$folder/sources.list\";" 'Dir::Etc::sourceparts "-";' \
+            "Dir::State::lists \"$folder/lists\";" "Dir::Cache \"$folder/cache\";" 'Dir::Cache::pkgcache "";' \
+            'Dir::Cache::srcpkgcache "";' 'APT::Sandbox::User "root";' 'Acquire::Retries "2";' >"$folder/apt.conf"
+        APT_CONFIG=$folder/apt.conf apt-get update -qq >>"$CACHE/log/apt" 2>&1 ||
+            APT_CONFIG=$folder/apt.conf apt-get update -qq >>"$CACHE/log/apt" 2>&1 ||
             { tail -n 20 "$CACHE/log/apt" >&2; die "cannot read the source package lists"; }
-        touch "$apt/ready"
+        touch "$folder/ready"
     fi
     local get=(apt-get source -qq --download-only "$package=$version")
-    APT_CONFIG=$apt/apt.conf "${get[@]}" >>"$CACHE/log/apt" 2>&1 ||
-        APT_CONFIG=$apt/apt.conf "${get[@]}" >>"$CACHE/log/apt" 2>&1 ||
+    APT_CONFIG=$folder/apt.conf "${get[@]}" >>"$CACHE/log/apt" 2>&1 ||
+        APT_CONFIG=$folder/apt.conf "${get[@]}" >>"$CACHE/log/apt" 2>&1 ||
         { tail -n 20 "$CACHE/log/apt" >&2; die "cannot fetch the source of $package $version"; }
 }
 

@@ -28,7 +28,7 @@ struct Peer {
 }
 
 const PEERS: [usize; 4] = [1, 3, 5, 10];
-const PAGES: [usize; 12] = [1, 2, 3, 4, 5, 6, 10, 100, 200, 500, 1000, 10_000];
+const PAGES: [usize; 12] = [1, 2, 3, 4, 5, 6, 10, 100, 200, 500, 1000, 4000];
 
 /// Runs a case over peers and pages. Large ranges come with few peers only.
 fn matrix(name: &str, case: Case) {
@@ -45,7 +45,7 @@ fn matrix(name: &str, case: Case) {
                 Peer { actor, here: 0 }
             })
             .collect();
-        for pages in PAGES.into_iter().filter(|pages| pages * count <= 10_000) {
+        for pages in PAGES.into_iter().filter(|pages| pages * count <= 4000) {
             let address = exporter.anon(pages * PAGE);
             for (peer, apid) in peers.iter_mut().zip(&permits) {
                 peer.here = peer.actor.attach(*apid, address, pages * PAGE);

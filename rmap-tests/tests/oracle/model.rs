@@ -98,6 +98,13 @@ impl Model {
         self.pages[range].iter().all(Option::is_some)
     }
 
+    /// Whether any of these pages is of shared memory without a file that has a name.
+    pub(crate) fn shares_anonymous_memory(&self, range: Range<usize>) -> bool {
+        let unnamed =
+            |page: &Page| page.file.is_some_and(|(file, _)| file != SHARED_FILE && file != PRIVATE_FILE);
+        self.pages[range].iter().flatten().any(unnamed)
+    }
+
     /// The parts of a range that can be written.
     pub(crate) fn writable(&self, range: Range<usize>) -> Vec<usize> {
         let writable = |page: &Page| page.access == Access::Write && self.stamp(*page).is_some();

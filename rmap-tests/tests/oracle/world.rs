@@ -252,6 +252,10 @@ impl World {
         if !self.model.whole(from.clone()) || !apart || (keep && to.len() != from.len()) {
             return;
         }
+        // Two places for one shared anonymous page: the library cannot show that to everybody.
+        if keep && self.model.shares_anonymous_memory(from.clone()) {
+            return;
+        }
         let mut flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         if keep {
             flags |= libc::MREMAP_DONTUNMAP;
