@@ -337,6 +337,11 @@ impl Exporter {
                     }
                 },
                 Progress::Pending => return None,
+                // The fork came while the threads were being stopped: nothing may be adopted before it is over.
+                Progress::Frozen if self.forking => {
+                    self.freezer.thaw();
+                    return None;
+                }
                 Progress::Frozen => {
                     let fork = self.run_jobs(calls);
                     self.freezer.thaw();

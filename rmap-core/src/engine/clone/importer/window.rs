@@ -134,13 +134,17 @@ impl Importer {
         let kind = if writable { MapFlags::SHARED } else { MapFlags::PRIVATE };
         let flags = kind | MapFlags::NORESERVE;
         let (start, len) = (range.start(), range.len());
-        // Without access until it is trapped: where all memory is locked (`mlockall`), mapping it would fill the
-        // exporter's holes with zeroes.
+        // A new window is without access until it is trapped: where all memory is locked (`mlockall`), mapping it would
+        // fill the exporter's holes with zeroes. A window in use must not be without access for a moment.
+        let first = if self.window_at(start).is_some() { protection(writable) } else { ProtFlags::empty() };
         // SAFETY: a reservation, a part of a window, or a place that the caller of attach has named.
-        unsafe { memory::map_over(start, len, ProtFlags::empty(), flags, object, remote as u64) }?;
+        unsafe { memory::map_over(start, len, first, flags, object, remote as u64) }?;
         memory::advise(start, len, libc::MADV_DONTFORK)?;
         memory::advise(start, len, libc::MADV_DONTDUMP)?;
         self.trap.trap(start, len)?;
+        if first == protection(writable) {
+            return Ok(());
+        }
         // SAFETY: allows more.
         unsafe { memory::protect(start, len, protection(writable)) }
     }
@@ -151,7 +155,7 @@ impl Importer {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let (start, len) = (range.start(), range.len());
         // SAFETY: a part of a window.
-        unsafe { memory::map_over(start, len, ProtFlags::empty(), flags, object, remote as u64) }?;
+        unsafe { memory::map_over(start, len, protection(false), flags, object, remote as u64) }?;
         memory::advise(start, len, libc::MADV_DONTFORK)?;
         memory::advise(start, len, libc::MADV_DONTDUMP)?;
         self.trap.trap_stores(start, len)?;
