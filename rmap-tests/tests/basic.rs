@@ -232,6 +232,20 @@ fn attach_at_a_chosen_address() {
     importer.check(place + 4 * PAGE, 8, 100);
     importer.detach(place + 4 * PAGE);
     assert_eq!(importer.try_attach_at(apid, 0, PAGE, place + 4 * PAGE), Ok(place + 4 * PAGE));
+    // Memory that others have attached gives way, too: there is nothing any more at its addresses that is its owner's.
+    let shared = importer.anon(16 * PAGE);
+    importer.fill(shared, 16, 300);
+    let view = {
+        let segid = importer.make(shared, 16 * PAGE);
+        exporter.get_attach(segid, 0, 16 * PAGE)
+    };
+    exporter.check(view, 16, 300);
+    assert_eq!(importer.try_attach_at(apid, 0, 4 * PAGE, shared + 6 * PAGE), Ok(shared + 6 * PAGE));
+    importer.check(shared + 6 * PAGE, 4, 100);
+    importer.check(shared, 6, 300);
+    exporter.check(view, 6, 300);
+    exporter.check(view + 10 * PAGE, 6, 310);
+    importer.detach(shared + 6 * PAGE);
     // Nor does the source of an attachment of one's own memory.
     let own = exporter.get(segid);
     assert_eq!(exporter.try_attach_at(own, 0, 4 * PAGE, address + 2 * PAGE), Err(libc::EINVAL));

@@ -479,6 +479,10 @@ fn revocation(way: &str) {
     let report = importer.stop(thread);
     assert!(report["seen"] >= 400, "{report:?}");
     assert_eq!((report["late"], report["faults"]), (0, 0), "{report:?}");
+    if way == "munmap-file" {
+        // There are bytes at the address, or there is a hole; nothing in between.
+        assert_eq!(report["zeros"], 0, "{report:?}");
+    }
     exporter.exit();
 }
 
@@ -505,4 +509,14 @@ fn nothing_old_after_mremap() {
 #[test]
 fn nothing_old_after_shrinking() {
     revocation("shrink");
+}
+
+#[test]
+fn nothing_old_after_munmap_of_a_file() {
+    revocation("munmap-file");
+}
+
+#[test]
+fn nothing_old_after_mapping_over_a_file() {
+    revocation("replace-file");
 }

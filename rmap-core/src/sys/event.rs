@@ -1,7 +1,8 @@
 //! epoll and eventfd.
 
-use super::{SysResult, raw};
+use super::{Errno, SysResult, raw};
 use core::time::Duration;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// An epoll instance whose entries carry a 64-bit token.
@@ -85,6 +86,26 @@ impl AsFd for Poller {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+fn poll(fds: &mut [PollFd<'_>], limit: Option<&Timespec>) -> SysResult<usize> {
+    loop {
+        match rustix::event::poll(fds, limit) {
+            Err(Errno::INTR) => {}
+            polled => return polled,
+        }
+    }
+}
+
+/// Whether a read of `fd` would give something now.
+pub(crate) fn is_readable(fd: impl AsFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// Sleeps until one of two descriptors is readable.
+pub(crate) fn wait_for_either(one: impl AsFd, other: impl AsFd) {
+    let _ = poll(&mut [PollFd::new(&one, PollFlags::IN), PollFd::new(&other, PollFlags::IN)], None);
 }
 
 /// A counter that wakes a [`Poller`].

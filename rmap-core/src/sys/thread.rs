@@ -3,6 +3,7 @@
 use super::{Errno, SysResult, raw};
 use core::ffi::c_void;
 use core::time::Duration;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Starts a detached thread on `stack`, with every signal blocked and on any core the process may use.
 ///
@@ -64,11 +65,39 @@ impl Sibling {
         entry: extern "C" fn(*mut c_void) -> i32,
         argument: *mut c_void,
     ) -> SysResult<Self> {
-        // No exit signal: neither SIGCHLD nor an unexpected child in the application's wait().
-        let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS;
-        let stack = core::ptr::with_exposed_provenance_mut(stack_top & !15);
         // SAFETY: the caller's promise.
-        let pid = unsafe { libc::clone(entry, stack, flags, argument) };
+        unsafe { Self::clone(stack_top, entry, argument, 0, core::ptr::null_mut()) }
+    }
+
+    /// Like [`Self::spawn`]; also gives a descriptor that is readable once the sibling has ended (Linux 5.2).
+    ///
+    /// # Safety
+    /// As [`Self::spawn`].
+    pub(crate) unsafe fn spawn_with_end(
+        stack_top: usize,
+        entry: extern "C" fn(*mut c_void) -> i32,
+        argument: *mut c_void,
+    ) -> SysResult<(Self, OwnedFd)> {
+        let mut fd = -1;
+        // SAFETY: the caller's promise; the kernel writes the number of a new descriptor, which is ours alone.
+        unsafe {
+            let sibling = Self::clone(stack_top, entry, argument, libc::CLONE_PIDFD, &mut fd)?;
+            Ok((sibling, OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    unsafe fn clone(
+        stack_top: usize,
+        entry: extern "C" fn(*mut c_void) -> i32,
+        argument: *mut c_void,
+        more: i32,
+        descriptor: *mut i32,
+    ) -> SysResult<Self> {
+        // No exit signal: neither SIGCHLD nor an unexpected child in the application's wait().
+        let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS | more;
+        let stack = core::ptr::with_exposed_provenance_mut(stack_top & !15);
+        // SAFETY: the promise of the callers.
+        let pid = unsafe { libc::clone(entry, stack, flags, argument, descriptor) };
         if pid < 0 {
             return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN));
         }

@@ -1,6 +1,6 @@
 //! userfaultfd (`Documentation/admin-guide/mm/userfaultfd.rst`).
 
-use super::{Errno, SysResult, raw};
+use super::{Errno, SysResult, event, raw};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const API: u64 = 0xaa;
@@ -96,12 +96,12 @@ fn ioctl<T>(fd: &OwnedFd, request: usize, args: &mut T) -> SysResult<()> {
 }
 
 impl Userfaultfd {
-    /// Reports user-mode accesses to missing pages of shared memory, and stores to protected ones.
+    /// Reports user-mode accesses to missing pages of shared memory, stores to protected ones, and moves, which it survives.
     ///
     /// Linux 5.19; needs no privilege.
     pub(crate) fn for_missing_pages() -> SysResult<Self> {
         let protection = FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_HUGETLBFS_SHMEM;
-        let features = FEATURE_MISSING_SHMEM | FEATURE_THREAD_ID | protection;
+        let features = FEATURE_MISSING_SHMEM | FEATURE_THREAD_ID | FEATURE_EVENT_REMAP | protection;
         let fd = match open(features | FEATURE_EXACT_ADDRESS) {
             Err(Errno::INVAL) => open(features)?,
             opened => opened?,
@@ -162,9 +162,7 @@ impl Userfaultfd {
 
     /// Whether a report waits.
     pub(crate) fn has_report(&self) -> bool {
-        let mut fds = [rustix::event::PollFd::new(&self.fd, rustix::event::PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+        event::is_readable(&self.fd)
     }
 
     /// Takes the oldest report, if there is one. A thread held by an event goes on now.

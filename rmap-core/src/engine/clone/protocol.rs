@@ -49,9 +49,11 @@ pub(crate) enum Message {
     /// Importer: the permit is not needed any more.
     Release { grant: u32 },
     /// Exporter: what was mapped from files in this range is not there any more.
-    Stale { range: Range },
+    Stale { range: Range, number: u32 },
     /// Exporter: the segment behind this permit was removed.
-    Removed { grant: u32 },
+    Removed { grant: u32, number: u32 },
+    /// Importer: nothing is mapped any more that this or an earlier notice told of.
+    Seen { number: u32 },
 }
 
 struct Writer {
@@ -136,8 +138,9 @@ impl Message {
             }
             Self::Hole { request } => start(6).u32(request),
             Self::Release { grant } => start(7).u32(grant),
-            Self::Stale { range } => start(8).range(range),
-            Self::Removed { grant } => start(9).u32(grant),
+            Self::Stale { range, number } => start(8).range(range).u32(number),
+            Self::Removed { grant, number } => start(9).u32(grant).u32(number),
+            Self::Seen { number } => start(11).u32(number),
             Self::ReadOnly { request } => start(10).u32(request),
         }
         .bytes
@@ -183,8 +186,9 @@ impl Message {
             }
             6 => Self::Hole { request: from.u32()? },
             7 => Self::Release { grant: from.u32()? },
-            8 => Self::Stale { range: from.range()? },
-            9 => Self::Removed { grant: from.u32()? },
+            8 => Self::Stale { range: from.range()?, number: from.u32()? },
+            9 => Self::Removed { grant: from.u32()?, number: from.u32()? },
+            11 => Self::Seen { number: from.u32()? },
             10 => Self::ReadOnly { request: from.u32()? },
             _ => return None,
         })
@@ -229,8 +233,9 @@ mod tests {
             any::<u32>().prop_map(|request| Message::Hole { request }),
             any::<u32>().prop_map(|request| Message::ReadOnly { request }),
             any::<u32>().prop_map(|grant| Message::Release { grant }),
-            ranges().prop_map(|range| Message::Stale { range }),
-            any::<u32>().prop_map(|grant| Message::Removed { grant }),
+            (ranges(), any::<u32>()).prop_map(|(range, number)| Message::Stale { range, number }),
+            any::<(u32, u32)>().prop_map(|(grant, number)| Message::Removed { grant, number }),
+            any::<u32>().prop_map(|number| Message::Seen { number }),
         ]
     }
 
@@ -246,7 +251,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_fields_never_panic(kind in 0u32..12, fields in any::<[u8; SIZE - 8]>()) {
+        fn arbitrary_fields_never_panic(kind in 0u32..13, fields in any::<[u8; SIZE - 8]>()) {
             let mut bytes = [0; SIZE];
             bytes[..4].copy_from_slice(&VERSION.to_ne_bytes());
             bytes[4..8].copy_from_slice(&kind.to_ne_bytes());

@@ -12,6 +12,7 @@ use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
 use crate::log::log;
 use crate::own::{OwnMemory, OwnVec};
+use crate::range::Range;
 use crate::sys::event::{Doorbell, Poller, Ready};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::{Errno, procfs, socket, thread};
@@ -150,7 +151,8 @@ extern "C" fn main(service: *mut c_void) -> *mut c_void {
 impl Service {
     fn run(&mut self) -> ! {
         loop {
-            let patience = self.importer.check_patience(self.calls);
+            let patience = self.importer.check_patience(self.calls).into_iter().chain(self.exporter.patience());
+            let patience = patience.min();
             let mut ready = [None; 32];
             let mut count = 0;
             let waited = self.poller.wait(patience, |event| {
@@ -176,6 +178,7 @@ impl Service {
             if let Some(ticket) = self.exporter.step(self.calls) {
                 self.release_fork(ticket);
             }
+            self.exporter.mind_importers(self.calls, &self.poller, WATCHER);
         }
     }
 
@@ -234,7 +237,14 @@ impl Service {
             Call::Map { grant, remote, place } => {
                 self.importer.catch_up(grant, self.calls, &self.poller, HOST);
                 let own = self.importer.is_own(grant, self.endpoint);
+                let replaced = place.and_then(|place| Range::new(place, remote.len()));
+                if let Some(range) = replaced {
+                    self.exporter.is_to_be_replaced(range);
+                }
                 let mapped = self.importer.map(grant, remote, place);
+                if let Some(range) = replaced {
+                    self.exporter.may_be_replaced(range);
+                }
                 if let Ok(range) = mapped {
                     if own {
                         self.exporter.note_own_window(range, true);

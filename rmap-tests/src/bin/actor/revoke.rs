@@ -24,11 +24,11 @@ const FRESH: usize = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED)
 /// `revoke ADDRESS`, in the importer: loads the word all the time.
 pub(crate) fn look(address: usize) -> Work {
     Box::new(move |control| {
-        let (mut seen, mut late, mut holes, mut faults) = (0_u64, 0_u64, 0_u64, 0_u64);
+        let (mut seen, mut late, mut zeros, mut holes, mut faults) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
         while control.on() {
             let over = board_word(OVER).load(SeqCst);
             match trap::load(address) {
-                Ok(0) => {}
+                Ok(0) => zeros += 1,
                 Ok(value) if value <= over => late += 1,
                 Ok(value) => {
                     if board_word(SEEN).swap(value, SeqCst) != value {
@@ -40,7 +40,7 @@ pub(crate) fn look(address: usize) -> Work {
             }
             control.step();
         }
-        format!("seen={seen} late={late} holes={holes} faults={faults}")
+        format!("seen={seen} late={late} zeros={zeros} holes={holes} faults={faults}")
     })
 }
 
@@ -51,6 +51,25 @@ enum Way {
     Replace,
     Move,
     Shrink,
+    UnmapFile,
+    ReplaceFile,
+}
+
+impl Way {
+    fn of_file(&self) -> bool {
+        matches!(self, Self::UnmapFile | Self::ReplaceFile)
+    }
+}
+
+/// Maps two pages of a new memory file, whose second page begins with `word`.
+fn map_file(lower: usize, word: u64) -> Result<usize, Failure> {
+    let call = |number, arguments| system::call(number, arguments).map_err(Failure::Errno);
+    let fd = call(libc::SYS_memfd_create, [c"rounds".as_ptr().addr(), 0, 0, 0, 0, 0])?;
+    call(libc::SYS_ftruncate, [fd, 2 * PAGE, 0, 0, 0, 0])?;
+    call(libc::SYS_pwrite64, [fd, (&raw const word).addr(), size_of::<u64>(), PAGE, 0, 0])?;
+    let shared = (libc::MAP_SHARED | libc::MAP_FIXED) as usize;
+    call(libc::SYS_mmap, [lower, 2 * PAGE, RW, shared, fd, 0])?;
+    Ok(fd)
 }
 
 /// `rounds WAY ADDRESS COUNT`, in the exporter: as many rounds at this page, which is not mapped before.
@@ -61,6 +80,8 @@ pub(crate) fn rounds(arguments: &mut Arguments<'_>) -> Outcome {
         "replace" => Way::Replace,
         "move" => Way::Move,
         "shrink" => Way::Shrink,
+        "munmap-file" => Way::UnmapFile,
+        "replace-file" => Way::ReplaceFile,
         other => return Err(Failure::Usage(format!("no way {other}"))),
     };
     let (address, count): (usize, u64) = (arguments.number()?, arguments.number()?);
@@ -70,7 +91,10 @@ pub(crate) fn rounds(arguments: &mut Arguments<'_>) -> Outcome {
     let lower = address - PAGE;
     for round in 1..=count {
         let kept = matches!(way, Way::Forget | Way::Replace) && round > 1;
-        if !kept {
+        let mut file = None;
+        if way.of_file() {
+            file = Some(map_file(lower, round)?);
+        } else if !kept {
             call(libc::SYS_mmap, [lower, 2 * PAGE, RW, FRESH, usize::MAX, 0])?;
         }
         let stored = trap::store(address, round);
@@ -80,9 +104,9 @@ pub(crate) fn rounds(arguments: &mut Arguments<'_>) -> Outcome {
             std::thread::yield_now();
         }
         match way {
-            Way::Unmap => call(libc::SYS_munmap, [address, PAGE, 0, 0, 0, 0])?,
+            Way::Unmap | Way::UnmapFile => call(libc::SYS_munmap, [address, PAGE, 0, 0, 0, 0])?,
             Way::Forget => call(libc::SYS_madvise, [address, PAGE, libc::MADV_DONTNEED as usize, 0, 0, 0])?,
-            Way::Replace => call(libc::SYS_mmap, [address, PAGE, RW, FRESH, usize::MAX, 0])?,
+            Way::Replace | Way::ReplaceFile => call(libc::SYS_mmap, [address, PAGE, RW, FRESH, usize::MAX, 0])?,
             Way::Move => {
                 let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as usize;
                 call(libc::SYS_mremap, [address, PAGE, PAGE, flags, aside, 0])?
@@ -91,13 +115,16 @@ pub(crate) fn rounds(arguments: &mut Arguments<'_>) -> Outcome {
         };
         board_word(OVER).store(round, SeqCst);
         match way {
-            Way::Forget | Way::Replace if trap::load(address)? != 0 => {
+            Way::Forget | Way::Replace | Way::ReplaceFile if trap::load(address)? != 0 => {
                 return Err(Failure::Usage(format!("round {round}: the exporter sees its old bytes")));
             }
             Way::Move if trap::load(aside)? != round => {
                 return Err(Failure::Usage(format!("round {round}: the exporter lost what it moved")));
             }
             _ => {}
+        }
+        if let Some(file) = file {
+            call(libc::SYS_close, [file, 0, 0, 0, 0, 0])?;
         }
     }
     Ok(String::new())

@@ -33,6 +33,13 @@ pub(crate) struct Client {
     knows: OwnVec<u32>,
     /// Said when it reads again: files went away, and permits ended.
     overdue: bool,
+    /// It has been shown a file.
+    maps_files: bool,
+    /// Number of the last notice that it was told, and of the last that it has answered.
+    told: u32,
+    seen: u32,
+    /// It has let a notice go unanswered for too long.
+    slow: bool,
 }
 
 /// Bound on the permits of one importer: XPMEM's ids end there too.
@@ -49,6 +56,10 @@ impl Client {
             next_grant: 1,
             knows: OwnVec::new(),
             overdue: false,
+            maps_files: false,
+            told: 0,
+            seen: 0,
+            slow: false,
         })
     }
 
@@ -132,13 +143,14 @@ impl Client {
     }
 
     /// Ends the permits of a segment; true if there were any.
-    pub(crate) fn lose_segment(&mut self, segment: u32) -> bool {
+    pub(crate) fn lose_segment(&mut self, segment: u32, number: u32) -> bool {
         let mut any = false;
         let mut unsaid = false;
         for grant in self.grants.iter_mut().filter(|grant| grant.segment == segment && !grant.removed) {
             any = true;
             grant.removed = true;
-            let message = Message::Removed { grant: grant.number };
+            self.told = number;
+            let message = Message::Removed { grant: grant.number, number };
             unsaid |= socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN);
         }
         self.overdue |= unsaid;
@@ -146,11 +158,31 @@ impl Client {
     }
 
     /// Says that files mapped in `range` are stale there.
-    pub(crate) fn stale(&mut self, range: Range) {
-        let message = Message::Stale { range };
+    pub(crate) fn stale(&mut self, range: Range, number: u32) {
+        if !self.maps_files {
+            return;
+        }
+        self.told = number;
+        let message = Message::Stale { range, number };
         if socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN) {
             self.overdue = true;
         }
+    }
+
+    /// It maps nothing any more that this notice or an earlier one told of.
+    pub(crate) fn has_seen(&mut self, number: u32) {
+        self.seen = number;
+        self.slow = false;
+    }
+
+    /// Whether a notice is unanswered, but may be answered soon.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.told != self.seen && !self.slow
+    }
+
+    /// Does not wait for it before it answers a notice.
+    pub(crate) fn give_up_waiting(&mut self) {
+        self.slow = true;
     }
 
     /// Whether it must be told more than its socket takes now.
@@ -165,9 +197,10 @@ impl Client {
         }
         let everything = Range::between(0, 1 << 62).ok_or(Error::Invalid("no range"))?;
         let mut messages = OwnVec::new();
-        messages.push(Message::Stale { range: everything }).map_err(failed("mmap"))?;
+        let number = self.told;
+        messages.push(Message::Stale { range: everything, number }).map_err(failed("mmap"))?;
         for grant in self.grants.iter().filter(|grant| grant.removed) {
-            messages.push(Message::Removed { grant: grant.number }).map_err(failed("mmap"))?;
+            messages.push(Message::Removed { grant: grant.number, number }).map_err(failed("mmap"))?;
         }
         for message in messages.iter() {
             match socket::send(&self.socket, &message.encode(), None) {
@@ -190,6 +223,7 @@ impl Client {
         descriptor: Option<BorrowedFd<'_>>,
     ) -> Result<()> {
         let mut descriptor = descriptor;
+        self.maps_files |= !matches!(source, Source::Object { .. });
         if let Source::Object { serial } = source {
             // An object is known per access: see `grant`.
             let key = serial << 1 | u32::from(writable);

@@ -142,7 +142,8 @@ struct Survey {
 impl Exporter {
     /// Handles the events that wait to be read.
     pub(crate) fn on_events(&mut self) {
-        while let Some(watcher) = self.watchers.reporting() {
+        while !self.waits_for_importers() {
+            let Some(watcher) = self.watchers.reporting() else { return };
             self.on_events_of(watcher);
         }
     }
@@ -154,6 +155,9 @@ impl Exporter {
             let held = self.before_event(!core::mem::take(&mut first));
             if let Err(error) = &held {
                 log!(Error, "following the address space: {error}");
+            }
+            if self.waits_for_importers() {
+                return;
             }
             match self.watchers.read(watcher) {
                 Ok(Some(Event::Dropping { start, end })) => self.after_drop(start, end, held.ok().as_ref()),
@@ -450,9 +454,7 @@ impl Exporter {
         subtract(self.shared.iter().map(|s| Span { range: s.range, value: () }), files, &mut gone)?;
         for span in gone.iter() {
             self.shared.remove(span.range).map_err(failed("mmap"))?;
-            for client in self.clients.iter_mut() {
-                client.stale(span.range);
-            }
+            self.tell_stale(span.range);
         }
         Ok(())
     }

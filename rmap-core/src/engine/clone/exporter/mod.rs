@@ -6,6 +6,7 @@ mod adopt;
 mod client;
 mod events;
 mod freeze;
+mod notice;
 mod object;
 mod plan;
 mod private_files;
@@ -30,6 +31,7 @@ use client::Client;
 use core::ops::ControlFlow;
 use events::Move;
 use freeze::{Freezer, Progress};
+use notice::Notices;
 use object::Objects;
 use private_files::PrivateFiles;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -97,6 +99,7 @@ pub(crate) struct Exporter {
     last_segment: u32,
     clients: OwnVec<Client>,
     next_client: u32,
+    notices: Notices,
     objects: Objects,
     /// What the objects show, by address.
     backed: RangeTable<Backing>,
@@ -134,6 +137,7 @@ impl Exporter {
             last_segment: 0,
             clients: OwnVec::new(),
             next_client: 1,
+            notices: Notices::new(),
             objects: Objects::new(),
             backed: RangeTable::new(),
             shared: RangeTable::new(),
@@ -194,6 +198,25 @@ impl Exporter {
         }
     }
 
+    /// The service thread is about to map something over a range of this process: it would be held itself by the
+    /// event that this raises.
+    pub(crate) fn is_to_be_replaced(&self, range: Range) {
+        self.watchers.forget(range);
+    }
+
+    /// Finds out what has become of the range.
+    pub(crate) fn may_be_replaced(&mut self, range: Range) {
+        if let Err(error) = self.reconcile() {
+            log!(Error, "following the address space: {error}");
+        }
+        let backed = self.backed.within(range).map(|span| span.range);
+        for rest in backed.chain(self.shared.within(range).map(|span| span.range)) {
+            if let Err(errno) = self.watchers.watch(rest) {
+                log!(Error, "watching {rest}: {errno}");
+            }
+        }
+    }
+
     /// Shares a range.
     pub(crate) fn offer(&mut self, range: Range, mode: u32) -> Result<Answer> {
         if self.last_segment >= Id::MAX_COUNTER {
@@ -215,16 +238,27 @@ impl Exporter {
             return calls.fail(ticket, Error::NoSuchId);
         };
         let mut granted = segment.strangers;
+        let number = self.notices.next();
         for client in self.clients.iter_mut() {
-            granted |= client.lose_segment(counter);
+            granted |= client.lose_segment(counter, number);
+        }
+        if self.shared.next_in(segment.range).is_some() {
+            self.notices.wait();
         }
         log!(Info, "segment {counter} removed");
         let reachable = self.backed.next_in(segment.range).is_some();
         if !granted || !reachable {
-            return calls.answer(ticket, Ok(Answer::Done));
+            return self.answer_removal(ticket, calls);
         }
         if let Err(errno) = self.jobs.push(Job::Evict { range: segment.range, ticket }) {
             calls.fail(ticket, failed("mmap")(errno));
+        }
+    }
+
+    /// The memory has left the objects. What importers map from files is theirs to give up.
+    fn answer_removal(&mut self, ticket: Ticket, calls: &Calls) {
+        if !self.waits_for_importers() || self.notices.answer_later(ticket).is_err() {
+            calls.answer(ticket, Ok(Answer::Done));
         }
     }
 
@@ -319,6 +353,10 @@ impl Exporter {
                 }
                 self.jobs.push(Job::Resolve { client: number, request }).map_err(failed("mmap"))
             }
+            Message::Seen { number } => {
+                self.clients[index].has_seen(number);
+                Ok(())
+            }
             _ => Err(Error::Invalid("a message that importers do not send")),
         }
     }
@@ -376,7 +414,7 @@ impl Exporter {
                         !object.domain.overlaps(range)
                             || backed.iter().any(|s| s.value.serial == object.serial)
                     });
-                    calls.answer(ticket, Ok(Answer::Done));
+                    self.answer_removal(ticket, calls);
                 }
                 Job::Fork { ticket } => {
                     let everything = Range::between(0, self.objects.end());

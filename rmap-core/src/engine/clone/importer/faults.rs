@@ -25,15 +25,20 @@ impl Importer {
     /// Takes the reports of threads that have touched a missing page.
     pub(crate) fn on_faults(&mut self, poller: &Poller, token: u64) {
         while let Ok(Some(event)) = self.trap.read() {
-            let Event::Fault { addr, thread, protected } = event else { continue };
-            let page = Range::page_at(addr).start();
-            if let Err(errno) = self.waiters.push(Waiter { page, addr, thread, store: protected }) {
-                // The thread goes round once more, and asks again.
-                log!(Error, "noting a fault: {errno}");
-                let _ = self.trap.wake(page, PAGE);
-            }
+            self.note_fault(event);
         }
         self.ask_for_waiters(poller, token);
+    }
+
+    /// Notes the thread that a report is about, to ask for its page later.
+    pub(super) fn note_fault(&mut self, event: Event) {
+        let Event::Fault { addr, thread, protected } = event else { return };
+        let page = Range::page_at(addr).start();
+        if let Err(errno) = self.waiters.push(Waiter { page, addr, thread, store: protected }) {
+            // The thread goes round once more, and asks again.
+            log!(Error, "noting a fault: {errno}");
+            let _ = self.trap.wake(page, PAGE);
+        }
     }
 
     /// Asks for the pages that threads sleep on. One question at a time for each 2 MiB: its answer mostly serves the neighbours,

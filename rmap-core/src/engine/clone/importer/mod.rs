@@ -6,6 +6,7 @@
 mod faults;
 mod host;
 mod signals;
+mod swap;
 mod window;
 
 use super::calls::{Answer, Call, Calls, Ticket};
@@ -26,6 +27,7 @@ use faults::Waiter;
 use host::Host;
 use signals::FaultSignals;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use swap::Swapper;
 use window::{Piece, Window};
 
 /// A permit that this process holds.
@@ -76,6 +78,7 @@ pub(crate) struct Importer {
     waiters: OwnVec<Waiter>,
     trap: Userfaultfd,
     signals: FaultSignals,
+    swapper: Swapper,
     /// An empty file: what is mapped from it gives SIGBUS.
     nothing: OwnedFd,
 }
@@ -101,6 +104,7 @@ impl Importer {
             trap: Userfaultfd::for_missing_pages()
                 .map_err(missing("userfaultfd for shared memory (Linux 5.11)"))?,
             signals: FaultSignals::new().map_err(failed("mmap"))?,
+            swapper: Swapper::new().map_err(failed("mmap"))?,
             nothing: nothing.map_err(missing("memfd_create"))?,
         })
     }
@@ -323,18 +327,32 @@ impl Importer {
                 self.ask_for_waiters(poller, token);
                 Ok(())
             }
-            Message::Stale { range } => self.make_stale(host, range),
-            Message::Removed { grant } => {
+            Message::Stale { range, number } => {
+                self.make_stale(host, range)?;
+                self.confirm(host, number, poller, token)
+            }
+            Message::Removed { grant, number } => {
                 let mut ended = None;
                 for permit in self.permits.iter_mut().filter(|p| p.host == host && p.grant == grant) {
                     permit.removed = true;
                     ended = Some(permit.range);
                 }
                 // What is mapped from files cannot be punched by the exporter.
-                ended.map_or(Ok(()), |range| self.make_stale(host, range))
+                if let Some(range) = ended {
+                    self.make_stale(host, range)?;
+                }
+                self.confirm(host, number, poller, token)
             }
             _ => Err(Error::Invalid("a message that exporters do not send")),
         }
+    }
+
+    /// Nothing is mapped any more that the exporter gave notice of.
+    fn confirm(&mut self, host: u32, number: u32, poller: &Poller, token: u64) -> Result<()> {
+        let index = self.host(host).ok_or(Error::NoSuchId)?;
+        self.hosts[index].send(Message::Seen { number }, poller, token | u64::from(host))?;
+        self.ask_for_waiters(poller, token);
+        Ok(())
     }
 
     /// Gives back a permit that came too late.

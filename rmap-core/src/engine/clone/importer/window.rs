@@ -39,6 +39,16 @@ impl Window {
     }
 }
 
+/// What becomes of a store to a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stores {
+    Allowed,
+    /// The permit is for reading.
+    Refused,
+    /// The exporter is asked.
+    Trapped,
+}
+
 /// What a part of a window maps instead of the base object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Piece {
@@ -93,20 +103,17 @@ impl Importer {
             return Err(Error::Invalid("outside the segment"));
         }
         self.windows.reserve(1).map_err(failed("mmap"))?;
-        let base = match place {
-            Some(place) => place,
-            None => reserve(remote.len(), remote.start()).map_err(failed("mmap"))?,
-        };
-        let range = Range::new(base, remote.len()).ok_or(Error::Invalid("no such address"))?;
-        if self.windows.iter().any(|window| window.range.overlaps(range)) {
-            return Err(Error::RangeTaken(range));
-        }
-        self.map_base(range, remote.start(), &permit).inspect_err(|_| {
-            if place.is_none() {
-                // SAFETY: our own reservation.
-                let _ = unsafe { memory::unmap(range.start(), range.len()) };
+        if let Some(range) = place.and_then(|place| Range::new(place, remote.len())) {
+            if self.windows.iter().any(|window| window.range.overlaps(range)) {
+                return Err(Error::RangeTaken(range));
             }
-        })?;
+        }
+        let staged = self.stage_base(remote, &permit)?;
+        if let Some(place) = place {
+            self.put_in_place(staged, remote.len(), place).map_err(failed("mremap"))?;
+        }
+        let base = place.unwrap_or(staged);
+        let range = Range::new(base, remote.len()).ok_or(Error::Invalid("no such address"))?;
         let index = self.windows.partition_point(|window| window.range.start() < range.start());
         let window = Window { range, remote: remote.start(), permit: permit.number, run_end: 0, run: 0 };
         self.windows.insert(index, window).map_err(failed("mmap"))?;
@@ -114,53 +121,51 @@ impl Importer {
         Ok(range)
     }
 
-    /// Maps the base object over a range, trapped.
-    fn map_base(&self, range: Range, remote: usize, permit: &Permit) -> Result<()> {
+    /// Makes a trapped mapping of the base object, at a place that nobody knows yet.
+    fn stage_base(&self, remote: Range, permit: &Permit) -> Result<usize> {
         let writable = permit.access == Access::ReadWrite;
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
         let object = self.hosts[host].object(permit.base, writable).ok_or(Error::NoSuchId)?;
-        self.map_object(range, remote, object, writable).map_err(failed("mmap"))
+        let stores = if writable { Stores::Allowed } else { Stores::Refused };
+        self.stage(remote, object, stores).map_err(failed("mmap"))
     }
 
-    fn map_object(
+    /// Makes a trapped mapping of an object, at a place that nobody knows yet.
+    fn stage(&self, remote: Range, object: BorrowedFd<'_>, stores: Stores) -> SysResult<usize> {
+        let len = remote.len();
+        let at = reserve(len, remote.start())?;
+        let made = self.map_trapped(at, remote, object, stores);
+        made.map(|()| at).inspect_err(|_| {
+            // SAFETY: our own reservation.
+            let _ = unsafe { memory::unmap(at, len) };
+        })
+    }
+
+    fn map_trapped(
         &self,
-        range: Range,
-        remote: usize,
+        at: usize,
+        remote: Range,
         object: BorrowedFd<'_>,
-        writable: bool,
+        stores: Stores,
     ) -> SysResult<()> {
+        let len = remote.len();
         // A read-only descriptor cannot be trapped when mapped shared. Mapped private it shows the same pages for as
         // long as nobody writes, and what a thread that lifts the protection writes stays its own.
-        let kind = if writable { MapFlags::SHARED } else { MapFlags::PRIVATE };
-        let flags = kind | MapFlags::NORESERVE;
-        let (start, len) = (range.start(), range.len());
-        // A new window is without access until it is trapped: where all memory is locked (`mlockall`), mapping it would
-        // fill the exporter's holes with zeroes. A window in use must not be without access for a moment.
-        let first = if self.window_at(start).is_some() { protection(writable) } else { ProtFlags::empty() };
-        // SAFETY: a reservation, a part of a window, or a place that the caller of attach has named.
-        unsafe { memory::map_over(start, len, first, flags, object, remote as u64) }?;
-        memory::advise(start, len, libc::MADV_DONTFORK)?;
-        memory::advise(start, len, libc::MADV_DONTDUMP)?;
-        self.trap.trap(start, len)?;
-        if first == protection(writable) {
-            return Ok(());
+        let kind = if stores == Stores::Allowed { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        // Without access until it is trapped: where all memory is locked (`mlockall`), mapping it would fill the
+        // exporter's holes with zeroes.
+        let (none, flags) = (ProtFlags::empty(), kind | MapFlags::NORESERVE);
+        // SAFETY: a reservation that nobody knows.
+        unsafe { memory::map_over(at, len, none, flags, object, remote.start() as u64) }?;
+        memory::advise(at, len, libc::MADV_DONTFORK)?;
+        memory::advise(at, len, libc::MADV_DONTDUMP)?;
+        if stores == Stores::Trapped {
+            self.trap.trap_stores(at, len)?;
+        } else {
+            self.trap.trap(at, len)?;
         }
         // SAFETY: allows more.
-        unsafe { memory::protect(start, len, protection(writable)) }
-    }
-
-    /// Maps a read-only object over a range of a window whose permit is for writing: the exporter may make the memory
-    /// writable later, so a store is a question, not an error.
-    fn map_protected(&self, range: Range, remote: usize, object: BorrowedFd<'_>) -> SysResult<()> {
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        let (start, len) = (range.start(), range.len());
-        // SAFETY: a part of a window.
-        unsafe { memory::map_over(start, len, protection(false), flags, object, remote as u64) }?;
-        memory::advise(start, len, libc::MADV_DONTFORK)?;
-        memory::advise(start, len, libc::MADV_DONTDUMP)?;
-        self.trap.trap_stores(start, len)?;
-        // SAFETY: allows more; stores are trapped by now.
-        unsafe { memory::protect(start, len, protection(true)) }
+        unsafe { memory::protect(at, len, protection(stores != Stores::Refused)) }
     }
 
     /// Removes a window.
@@ -199,12 +204,15 @@ impl Importer {
                 }
                 let object = self.hosts[host].object(serial, writable);
                 let object = object.ok_or(Error::Invalid("an object that was not sent"))?;
-                let mapped = if writable || permit.access == Access::ReadOnly {
-                    self.map_object(local, remote, object, writable)
-                } else {
-                    self.map_protected(local, remote, object)
+                let stores = match (writable, permit.access) {
+                    (true, _) => Stores::Allowed,
+                    (false, Access::ReadOnly) => Stores::Refused,
+                    // The exporter may make the memory writable later, so a store is a question, not an error.
+                    (false, Access::ReadWrite) => Stores::Trapped,
                 };
-                mapped.map_err(failed("mmap"))?;
+                let shown = Range::new(remote, local.len()).ok_or(Error::Invalid("no range"))?;
+                let staged = self.stage(shown, object, stores).map_err(failed("mmap"))?;
+                self.put_in_place(staged, local.len(), local.start()).map_err(failed("mremap"))?;
                 let noted = if serial == permit.base {
                     self.pieces.remove(local)
                 } else {
@@ -277,7 +285,9 @@ impl Importer {
             }
         }
         for (range, remote, permit) in stale.iter() {
-            self.map_base(*range, *remote, permit)?;
+            let shown = Range::new(*remote, range.len()).ok_or(Error::Invalid("no range"))?;
+            let staged = self.stage_base(shown, permit)?;
+            self.put_in_place(staged, range.len(), range.start()).map_err(failed("mremap"))?;
             self.pieces.remove(*range).map_err(failed("mmap"))?;
         }
         Ok(())
