@@ -392,6 +392,27 @@ fn threads_and_children_come_and_go() {
 }
 
 #[test]
+fn forks_while_memory_becomes_shared() {
+    let mut scene = Scene::new("forks_while_memory_becomes_shared");
+    for _ in 0..rounds(2) {
+        scene.areas();
+        let works: Vec<String> = (0..3)
+            .map(|area| format!("forks {:#x} {PAGES}", ARENA + area * STRIDE))
+            .chain((0..2).map(|slot| format!("inc {:#x} 4 {STRIDE} {slot}", ARENA + 8 * STRIDE)))
+            .collect();
+        let running = scene.start(&works);
+        scene.touch();
+        scene.progress(&running);
+        scene.touch();
+        scene.progress(&running);
+        for (work, report) in works.iter().zip(scene.stop(running)) {
+            expect_none(work, &report, &[if work.starts_with("forks") { "wrong" } else { "lost" }]);
+        }
+    }
+    scene.exporter.exit();
+}
+
+#[test]
 fn a_busy_heap() {
     let mut scene = Scene::new("a_busy_heap");
     let works: Vec<String> = (0..4).map(|number| format!("heap {number}")).collect();

@@ -369,6 +369,28 @@ fn system_calls_take_attached_memory() {
 }
 
 #[test]
+fn direct_input_and_output_with_attached_memory() {
+    let name = "direct_input_and_output_with_attached_memory";
+    let stage = Stage::new(name, 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = importer.text(file.path().to_str().unwrap());
+    let at = libc::AT_FDCWD as isize as usize;
+    let Ok(fd) = importer.sys(libc::SYS_openat, &[at, path, (libc::O_RDWR | libc::O_DIRECT) as usize]) else {
+        return rmap_tests::skip(name, "the file system of temporary files does not know O_DIRECT");
+    };
+    let address = exporter.anon(8 * PAGE);
+    exporter.fill(address, 4, 30);
+    let segid = exporter.make(address, 8 * PAGE);
+    let here = importer.get_attach(segid, 0, 8 * PAGE);
+    importer.check(here, 4, 30);
+    importer.store(here + 4 * PAGE, 1).unwrap();
+    assert_eq!(importer.sys(libc::SYS_pwrite64, &[fd, here, 4 * PAGE, 0]), Ok(4 * PAGE));
+    assert_eq!(importer.sys(libc::SYS_pread64, &[fd, here + 4 * PAGE, PAGE, 2 * PAGE]), Ok(PAGE));
+    exporter.check(address + 4 * PAGE, 1, 32);
+}
+
+#[test]
 fn a_futex_works_across_an_attachment() {
     let stage = Stage::new("a_futex_works_across_an_attachment", 60);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());

@@ -23,6 +23,14 @@ pub(crate) enum Access {
     Write,
 }
 
+/// What an attachment is made by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Segment {
+    Everything,
+    Own,
+    OwnForReading,
+}
+
 /// A range of the arena. The end may lie behind the arena's and is then cut.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
@@ -78,8 +86,10 @@ pub(crate) enum Op {
         span: Span,
     },
     LookAtAll,
+    /// Through the permit for everything, or by a segment of its own over just this.
     Attach {
         span: Span,
+        segment: Segment,
     },
     Detach {
         view: usize,
@@ -138,7 +148,15 @@ fn op(random: &mut Random) -> Op {
         57..71 => Op::WriteThrough { view, span },
         71..83 => Op::Look { view, span },
         83..86 => Op::LookAtAll,
-        86..90 => Op::Attach { span },
+        86..90 => {
+            let segment = *random.pick(&[
+                Segment::Everything,
+                Segment::Everything,
+                Segment::Own,
+                Segment::OwnForReading,
+            ]);
+            Op::Attach { span, segment }
+        }
         90..93 => Op::Detach { view },
         93..95 => Op::Fork,
         95..97 => Op::EndChild,
@@ -182,7 +200,7 @@ impl Op {
             | Self::Write { span }
             | Self::WriteThrough { span, .. }
             | Self::Look { span, .. }
-            | Self::Attach { span } => Some(span),
+            | Self::Attach { span, .. } => Some(span),
             _ => None,
         }
     }

@@ -2,9 +2,9 @@
 
 use crate::{
     model::{Expected, FILE_PAGES, Model, private_stamp},
-    program::{Access, Kind, Op, PAGES, Span},
+    program::{Access, Kind, Op, PAGES, Segment, Span},
 };
-use rmap_tests::{Actor, PAGE, Stage, maps, pattern::Seen};
+use rmap_tests::{Actor, PAGE, RDONLY, RDWR, Stage, maps, pattern::Seen};
 use std::{
     ops::Range,
     time::{Duration, Instant},
@@ -20,6 +20,9 @@ struct View {
     importer: usize,
     here: usize,
     pages: Range<usize>,
+    /// Its own segment and permit, if it has them.
+    own: Option<(i64, i64)>,
+    writable: bool,
 }
 
 pub(crate) struct World {
@@ -108,16 +111,38 @@ impl World {
             forked: false,
             _stage: stage,
         };
-        world.attach(0..PAGES);
-        world.attach(0..PAGES);
+        world.attach(0..PAGES, Segment::Everything);
+        world.attach(0..PAGES, Segment::Everything);
         world
     }
 
-    fn attach(&mut self, pages: Range<usize>) {
+    fn attach(&mut self, pages: Range<usize>, segment: Segment) {
         let importer = self.views.len() % 2;
-        let here =
-            self.importers[importer].attach(self.permits[importer], at(pages.start), pages.len() * PAGE);
-        self.views.push(View { importer, here, pages });
+        let (address, len) = (at(pages.start), pages.len() * PAGE);
+        let (own, here) = if segment == Segment::Everything {
+            (None, self.importers[importer].attach(self.permits[importer], address, len))
+        } else {
+            let segid = self.exporter.make(address, len);
+            let flags = if segment == Segment::Own { RDWR } else { RDONLY };
+            let apid = self.importers[importer].try_get(segid, flags).expect("xpmem_get");
+            (Some((segid, apid)), self.importers[importer].attach(apid, 0, len))
+        };
+        let writable = segment != Segment::OwnForReading;
+        self.views.push(View { importer, here, pages, own, writable });
+    }
+
+    fn detach(&mut self, view: usize) {
+        let view = self.views.swap_remove(view);
+        let importer = &mut self.importers[view.importer];
+        if let Some((segid, apid)) = view.own {
+            if self.steps.is_multiple_of(2) {
+                importer.detach(view.here);
+            }
+            assert_eq!(importer.release(apid), Ok(0));
+            assert_eq!(self.exporter.remove(segid), Ok(0));
+        } else {
+            importer.detach(view.here);
+        }
     }
 
     /// A system call by the thread whose turn it is.
@@ -194,11 +219,8 @@ impl World {
                 self.look(view, range.start.max(pages.start)..range.end.min(pages.end));
             }
             Op::LookAtAll => self.look_at_all(),
-            Op::Attach { span } if self.views.len() < 8 => self.attach(cut(span)),
-            Op::Detach { view } if view >= 2 && view < self.views.len() => {
-                let view = self.views.swap_remove(view);
-                self.importers[view.importer].detach(view.here);
-            }
+            Op::Attach { span, segment } if self.views.len() < 8 => self.attach(cut(span), segment),
+            Op::Detach { view } if view >= 2 && view < self.views.len() => self.detach(view),
             Op::Fork if self.children.len() < 2 && self.worker == 0 => {
                 self.forked = true;
                 let child = self.exporter.fork();
@@ -338,7 +360,10 @@ impl World {
 
     fn write_through(&mut self, view: usize, range: Range<usize>) {
         let view = view % self.views.len();
-        let View { importer, here, ref pages } = self.views[view];
+        if !self.views[view].writable {
+            return;
+        }
+        let View { importer, here, ref pages, .. } = self.views[view];
         let pages = pages.clone();
         let range = range.start.max(pages.start)..range.end.min(pages.end);
         for page in self.model.writable(range.start..range.end.max(range.start)) {
@@ -358,7 +383,7 @@ impl World {
         if range.is_empty() {
             return;
         }
-        let View { importer, here, ref pages } = self.views[view];
+        let View { importer, here, ref pages, .. } = self.views[view];
         let start = here + (range.start - pages.start) * PAGE;
         let first = range.start;
         // Not always in this order: either look can make pages appear.

@@ -26,6 +26,7 @@ pub(crate) fn work(arguments: &mut Arguments<'_>) -> Result<Work, Failure> {
         "naps" => Box::new(naps),
         "threads" => Box::new(threads_come_and_go),
         "children" => Box::new(children),
+        "forks" => forks(arguments.number()?, arguments.number()?),
         "scan" => scan(arguments.number()?, arguments.number()?, arguments.number()?),
         "churn" => churn::work(arguments.number()?, arguments.number()?, arguments.number()?),
         "block" => block::work(arguments)?,
@@ -370,6 +371,59 @@ fn children(control: &Control) -> Report {
         control.step();
     }
     format!("steps={steps} wrong={wrong}")
+}
+
+/// `forks ADDRESS PAGES`: children must have what was there at the fork, and what they do must not come back.
+fn forks(address: usize, pages: usize) -> Work {
+    let shows = move |stamp: u64| {
+        let wrong = |page: &usize| memory::see(address + page * PAGE) != Seen::Stamp(stamp);
+        (0..pages).find(wrong)
+    };
+    let write =
+        move |stamp: u64| (0..pages).all(|page| memory::stamp_page(address + page * PAGE, stamp).is_ok());
+    Box::new(move |control| {
+        let (mut steps, mut wrong) = (0_u64, 0_u64);
+        while control.on() {
+            steps += 1;
+            let before = write(steps);
+            let status = in_a_child(|| match shows(steps) {
+                Some(page) => 100 + page as i32,
+                None if !write(steps + 1_000_000) => 1,
+                None => shows(steps + 1_000_000).map_or(0, |_| 2),
+            });
+            let after = shows(steps);
+            if !before || status != Ok(0) || after.is_some() {
+                wrong += 1;
+                let found = after.map(|page| memory::see(address + page * PAGE));
+                eprintln!(
+                    "fork {steps}: written {before}, child {status:?}, then wrong {after:?}: {found:?}"
+                );
+            }
+            control.step();
+        }
+        format!("steps={steps} wrong={wrong}")
+    })
+}
+
+/// Runs something in a forked child and gives its status, or the errno of fork.
+fn in_a_child(act: impl FnOnce() -> i32) -> Result<i32, i32> {
+    // SAFETY: the child uses what it has and ends without clean-up.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let status = act();
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(status) };
+    }
+    if child < 0 {
+        return Err(system::errno());
+    }
+    loop {
+        let mut status = 0;
+        // SAFETY: a valid place for the status.
+        if unsafe { libc::waitpid(child, &raw mut status, 0) } == child {
+            return Ok(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -status });
+        }
+    }
 }
 
 /// `scan ADDRESS PAGES SEED`: looks at random pages all the time.
