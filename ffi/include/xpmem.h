@@ -94,7 +94,8 @@ int xpmem_remove(xpmem_segid_t segid);
  * `flags` is XPMEM_RDWR or XPMEM_RDONLY. `permit_type` is XPMEM_PERMIT_MODE. `permit_value` is ignored.
  *
  * Errors: EINVAL an argument is out of range; ENOENT there is no such segment, or its process has ended;
- * EACCES the mode of the segment does not allow it; EBUSY no ids left; ENOMEM.
+ * EACCES the mode of the segment does not allow it; EBUSY no ids left; ENOMEM; ETIMEDOUT its process did not answer
+ * within RMAP_PEER_TIMEOUT seconds, if that is set.
  */
 xpmem_apid_t xpmem_get(xpmem_segid_t segid, int flags, int permit_type, void *permit_value);
 

@@ -122,28 +122,3 @@ pub fn compare(
     }
     Ok(())
 }
-
-/// As [`compare`], but gives the view time to become right.
-///
-/// Memory that is shared with others by the exporter's own doing cannot be taken from importers at once: they are told
-/// that it went, and the exporter does not wait for them.
-///
-/// # Errors
-///
-/// As [`compare`], if the view stays wrong.
-pub fn compare_soon(
-    exporter: &Actor,
-    importer: &mut Actor,
-    remote: usize,
-    here: usize,
-    pages: usize,
-) -> Result<(), String> {
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    loop {
-        let outcome = compare(exporter, importer, remote, here, pages);
-        if outcome.is_ok() || std::time::Instant::now() > until {
-            return outcome;
-        }
-        std::thread::yield_now();
-    }
-}

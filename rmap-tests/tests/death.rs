@@ -385,6 +385,39 @@ fn a_stopped_importer_holds_nobody_up() {
 }
 
 #[test]
+fn a_stopped_importer_of_a_file_holds_nobody_up() {
+    let stage = Stage::new("a_stopped_importer_of_a_file_holds_nobody_up", 60);
+    let (mut exporter, mut importer, mut other) = (stage.actor(), stage.actor(), stage.actor());
+    let file = exporter.memfd(32 * PAGE);
+    let (rw, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+    exporter.mmap(ARENA, 32 * PAGE, rw, flags, file, 0);
+    exporter.fill(ARENA, 32, 1);
+    let segid = exporter.make_all();
+    let here = importer.get_attach(segid, ARENA, 64 * PAGE);
+    let there = other.get_attach(segid, ARENA, 64 * PAGE);
+    importer.check(here, 32, 1);
+    other.check(there, 32, 1);
+    importer.freeze();
+    for page in 0..16 {
+        exporter.anon_at(ARENA + page * PAGE, PAGE);
+        exporter.fill(ARENA + page * PAGE, 1, 700 + page as u64);
+        rmap_tests::compare(&exporter, &mut other, ARENA, there, 32).unwrap();
+    }
+    importer.thaw();
+    // Its first look may come before it has read what it was told meanwhile; asking for a permit cannot.
+    let again = importer.get_attach(segid, ARENA, 64 * PAGE);
+    rmap_tests::compare(&exporter, &mut importer, ARENA, again, 32).unwrap();
+    rmap_tests::compare(&exporter, &mut importer, ARENA, here, 32).unwrap();
+    // And it is waited for again.
+    exporter.anon_at(ARENA + 20 * PAGE, PAGE);
+    rmap_tests::compare(&exporter, &mut importer, ARENA, here, 32).unwrap();
+    exporter.munmap(ARENA + 24 * PAGE, 8 * PAGE);
+    assert_eq!(exporter.remove(segid), Ok(0));
+    assert!(importer.load(here + 22 * PAGE).unwrap_err().is_hole_at(here + 22 * PAGE), "its segment is gone");
+    exporter.exit();
+}
+
+#[test]
 fn an_exporter_ends_while_an_importer_is_stopped() {
     let stage = Stage::new("an_exporter_ends_while_an_importer_is_stopped", 60);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());

@@ -1,6 +1,6 @@
 //! Every kind of memory that a process has, behind attachments.
 
-use rmap_tests::{Actor, Mapping, PAGE, Stage, compare, compare_soon, maps, pattern::Seen, skip};
+use rmap_tests::{Actor, Mapping, PAGE, Stage, compare, maps, pattern::Seen, skip};
 
 const ARENA: usize = 0x2000_0000_0000;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -78,9 +78,9 @@ fn shared_anonymous_memory() {
     pair.importer.check(here, 4, 900);
     pair.exporter.madvise(address, 2 * PAGE, libc::MADV_REMOVE);
     pair.exporter.check(address, 1, 0);
-    compare_soon(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
+    compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
     pair.exporter.munmap(address, 8 * PAGE);
-    compare_soon(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
+    compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
     child.check(address + 2 * PAGE, 2, 902);
 }
 
@@ -99,11 +99,11 @@ fn a_memory_file_mapped_shared() {
     // Another part of it in the same place.
     let flags = libc::MAP_SHARED | libc::MAP_FIXED;
     pair.exporter.mmap(address, 4 * PAGE, RW, flags, file, 24 * PAGE);
-    compare_soon(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
+    compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
     pair.importer.fill(here, 1, 99);
     pair.exporter.check(address, 1, 99);
     pair.exporter.munmap(address, 16 * PAGE);
-    compare_soon(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
+    compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
 }
 
 #[test]
@@ -113,12 +113,12 @@ fn a_file_that_grows_and_is_cut() {
     let address = pair.exporter.mmap(0, 16 * PAGE, RW, libc::MAP_SHARED, file, 0);
     let here = pair.importer.attach(pair.apid, address, 16 * PAGE);
     pair.exporter.fill(address, 4, 30);
-    compare_soon(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
+    compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
     pair.exporter.sys(libc::SYS_ftruncate, &[file as usize, 8 * PAGE]).unwrap();
     pair.exporter.fill(address + 4 * PAGE, 4, 34);
-    compare_soon(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
+    compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
     pair.exporter.sys(libc::SYS_ftruncate, &[file as usize, 2 * PAGE]).unwrap();
-    compare_soon(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
+    compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
 }
 
 #[test]
@@ -205,6 +205,23 @@ fn a_file_that_was_read_only_and_is_then_written() {
 }
 
 #[test]
+fn shared_memory_that_was_read_only_and_is_then_written() {
+    let mut pair = Pair::new("shared_memory_that_was_read_only_and_is_then_written");
+    let file = pair.exporter.memfd(8 * PAGE);
+    let address = pair.exporter.mmap(0, 8 * PAGE, libc::PROT_READ, libc::MAP_SHARED, file, 0);
+    let here = pair.importer.attach(pair.apid, address, 8 * PAGE);
+    compare(&pair.exporter, &mut pair.importer, address, here, 8).unwrap();
+    for page in [0, 5] {
+        assert_eq!(pair.importer.store(here + page * PAGE, 1).unwrap_err().signal, libc::SIGSEGV);
+    }
+    pair.exporter.mprotect(address, 8 * PAGE, RW);
+    pair.importer.fill(here + 5 * PAGE, 2, 33);
+    pair.exporter.check(address + 5 * PAGE, 2, 33);
+    pair.exporter.fill(address, 4, 90);
+    compare(&pair.exporter, &mut pair.importer, address, here, 8).unwrap();
+}
+
+#[test]
 fn posix_shared_memory() {
     let mut pair = Pair::new("posix_shared_memory");
     let name = format!("/dev/shm/rmap-tests-{}", std::process::id());
@@ -217,7 +234,7 @@ fn posix_shared_memory() {
     let address = pair.exporter.mmap(0, 16 * PAGE, RW, libc::MAP_SHARED, fd as i32, 0);
     let here = pair.flows(address, 16);
     pair.exporter.munmap(address, PAGE);
-    compare_soon(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
+    compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
 }
 
 #[test]

@@ -137,10 +137,10 @@ impl Userfaultfd {
         self.register(start, len, MODE_MISSING)
     }
 
-    /// Traps missing pages of a range, and stores to all others.
-    pub(crate) fn trap_stores(&self, start: usize, len: usize) -> SysResult<()> {
+    /// Traps stores to a range of shared memory, and with `missing` every access to its missing pages.
+    pub(crate) fn trap_stores(&self, start: usize, len: usize, missing: bool) -> SysResult<()> {
         const PROTECT: u64 = 1;
-        self.register(start, len, MODE_MISSING | MODE_WP)?;
+        self.register(start, len, if missing { MODE_MISSING | MODE_WP } else { MODE_WP })?;
         let range = RangeArgs { start: start as u64, len: len as u64 };
         ioctl(&self.fd, IOCTL_WRITEPROTECT, &mut ProtectArgs { range, mode: PROTECT })
     }

@@ -20,8 +20,6 @@ pub(crate) struct Page {
 pub(crate) struct Model {
     pub(crate) pages: Vec<Option<Page>>,
     files: Vec<Vec<u64>>,
-    /// Pages that were shared with others a moment ago: importers may take a moment to see that they are not.
-    pub(crate) late: Vec<bool>,
     /// Pages of the heap.
     pub(crate) heap: Vec<u64>,
 }
@@ -71,7 +69,6 @@ impl Model {
         Self {
             pages: vec![None; PAGES],
             files: vec![vec![0; FILE_PAGES], private],
-            late: vec![false; PAGES],
             heap: Vec::new(),
         }
     }
@@ -123,22 +120,13 @@ impl Model {
             }
         };
         let shared = matches!(kind, Kind::SharedAnonymous | Kind::SharedFile);
-        self.leave(range.clone());
         for page in range {
             let file = file.map(|(file, index)| (file, index + page - first));
             self.pages[page] = Some(Page { access, shared, file, own: None });
         }
     }
 
-    /// Notes which of these pages are shared with others, and will be something else.
-    fn leave(&mut self, range: Range<usize>) {
-        for page in range {
-            self.late[page] |= self.pages[page].is_some_and(|page| page.shared);
-        }
-    }
-
     pub(crate) fn unmap(&mut self, range: Range<usize>) {
-        self.leave(range.clone());
         self.pages[range].fill(None);
     }
 
@@ -176,8 +164,6 @@ impl Model {
     pub(crate) fn relocate(&mut self, from: Range<usize>, to: Range<usize>, keep: bool) {
         let moved: Vec<Option<Page>> = self.pages[from.clone()].to_vec();
         let last = moved[moved.len() - 1];
-        self.leave(from.clone());
-        self.leave(to.clone());
         if keep {
             self.forget(from.clone());
         } else {

@@ -7,7 +7,6 @@ use crate::{
 use rmap_tests::{Actor, PAGE, RDONLY, RDWR, Stage, maps, pattern::Seen};
 use std::{
     ops::Range,
-    time::{Duration, Instant},
 };
 
 const ARENA: usize = 0x2000_0000_0000;
@@ -61,15 +60,6 @@ fn prot(access: Access) -> usize {
         Access::Write => libc::PROT_READ | libc::PROT_WRITE,
     };
     prot.unsigned_abs() as usize
-}
-
-/// What an importer sees at a page in the end.
-fn soon(importer: &mut Actor, address: usize, expected: Expected, mut shown: Seen) -> Seen {
-    let until = Instant::now() + Duration::from_secs(10);
-    while !expected.fits_importer(shown) && Instant::now() < until {
-        shown = importer.look(address, 1)[0];
-    }
-    shown
 }
 
 impl World {
@@ -369,9 +359,6 @@ impl World {
         for page in self.model.writable(range.start..range.end.max(range.start)) {
             let stamp = self.next_stamp();
             let address = here + (page - pages.start) * PAGE;
-            if self.model.late[page] {
-                soon(&mut self.importers[importer], address, self.model.expected(page), Seen::Other);
-            }
             self.importers[importer].fill(address, 1, stamp);
             self.model.write(page, stamp);
             let real = self.exporter.oracle(at(page), 1)[0];
@@ -385,7 +372,6 @@ impl World {
         }
         let View { importer, here, ref pages, .. } = self.views[view];
         let start = here + (range.start - pages.start) * PAGE;
-        let first = range.start;
         // Not always in this order: either look can make pages appear.
         let (shown, real) = if self.steps.is_multiple_of(3) {
             let real = self.exporter.oracle(at(range.start), range.len());
@@ -396,9 +382,6 @@ impl World {
         };
         for ((page, shown), real) in range.zip(shown).zip(real) {
             let expected = self.model.expected(page);
-            let address = start + (page - first) * PAGE;
-            let importer = &mut self.importers[importer];
-            let shown = if self.model.late[page] { soon(importer, address, expected, shown) } else { shown };
             assert!(
                 expected.fits_exporter(real) && expected.fits_importer(shown),
                 "step {}, page {page}: {expected:?} is expected, the exporter has {real:?}, view {view} shows {shown:?}",

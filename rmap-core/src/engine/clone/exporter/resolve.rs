@@ -142,6 +142,9 @@ impl Exporter {
                 log!(Debug, "copied {range}");
                 Ok(Finding::InObject { serial, range })
             }
+            Plan::Share { vma, .. } if request.store && !vma.prot.contains(ProtFlags::WRITE) => {
+                Ok(Finding::ReadOnly)
+            }
             Plan::Share { range, vma } => self.share(grant, page, range, &vma, mapping.path(), uid, frozen),
             Plan::ShareSystemV { range, id, offset, writable } => {
                 self.remember_shared(range, &mapping.vma)?;

@@ -49,6 +49,16 @@ enum Stores {
     Trapped,
 }
 
+/// A mapping to make whose accesses are trapped.
+#[derive(Clone, Copy, Debug)]
+struct Trapped<'a> {
+    file: BorrowedFd<'a>,
+    offset: u64,
+    stores: Stores,
+    /// Whether a page that is missing in the file is one to ask for.
+    holes: bool,
+}
+
 /// What a part of a window maps instead of the base object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Piece {
@@ -127,28 +137,22 @@ impl Importer {
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
         let object = self.hosts[host].object(permit.base, writable).ok_or(Error::NoSuchId)?;
         let stores = if writable { Stores::Allowed } else { Stores::Refused };
-        self.stage(remote, object, stores).map_err(failed("mmap"))
+        let source = Trapped { file: object, offset: remote.start() as u64, stores, holes: true };
+        self.stage(remote.len(), source).map_err(failed("mmap"))
     }
 
-    /// Makes a trapped mapping of an object, at a place that nobody knows yet.
-    fn stage(&self, remote: Range, object: BorrowedFd<'_>, stores: Stores) -> SysResult<usize> {
-        let len = remote.len();
-        let at = reserve(len, remote.start())?;
-        let made = self.map_trapped(at, remote, object, stores);
+    /// Makes a trapped mapping, at a place that nobody knows yet.
+    fn stage(&self, len: usize, source: Trapped<'_>) -> SysResult<usize> {
+        let at = reserve(len, source.offset as usize)?;
+        let made = self.map_trapped(at, len, source);
         made.map(|()| at).inspect_err(|_| {
             // SAFETY: our own reservation.
             let _ = unsafe { memory::unmap(at, len) };
         })
     }
 
-    fn map_trapped(
-        &self,
-        at: usize,
-        remote: Range,
-        object: BorrowedFd<'_>,
-        stores: Stores,
-    ) -> SysResult<()> {
-        let len = remote.len();
+    fn map_trapped(&self, at: usize, len: usize, source: Trapped<'_>) -> SysResult<()> {
+        let Trapped { file, offset, stores, holes } = source;
         // A read-only descriptor cannot be trapped when mapped shared. Mapped private it shows the same pages for as
         // long as nobody writes, and what a thread that lifts the protection writes stays its own.
         let kind = if stores == Stores::Allowed { MapFlags::SHARED } else { MapFlags::PRIVATE };
@@ -156,11 +160,11 @@ impl Importer {
         // exporter's holes with zeroes.
         let (none, flags) = (ProtFlags::empty(), kind | MapFlags::NORESERVE);
         // SAFETY: a reservation that nobody knows.
-        unsafe { memory::map_over(at, len, none, flags, object, remote.start() as u64) }?;
+        unsafe { memory::map_over(at, len, none, flags, file, offset) }?;
         memory::advise(at, len, libc::MADV_DONTFORK)?;
         memory::advise(at, len, libc::MADV_DONTDUMP)?;
         if stores == Stores::Trapped {
-            self.trap.trap_stores(at, len)?;
+            self.trap.trap_stores(at, len, holes)?;
         } else {
             self.trap.trap(at, len)?;
         }
@@ -210,8 +214,8 @@ impl Importer {
                     // The exporter may make the memory writable later, so a store is a question, not an error.
                     (false, Access::ReadWrite) => Stores::Trapped,
                 };
-                let shown = Range::new(remote, local.len()).ok_or(Error::Invalid("no range"))?;
-                let staged = self.stage(shown, object, stores).map_err(failed("mmap"))?;
+                let source = Trapped { file: object, offset: remote as u64, stores, holes: true };
+                let staged = self.stage(local.len(), source).map_err(failed("mmap"))?;
                 self.put_in_place(staged, local.len(), local.start()).map_err(failed("mremap"))?;
                 let noted = if serial == permit.base {
                     self.pieces.remove(local)
@@ -224,6 +228,13 @@ impl Importer {
                 let fd = descriptor.ok_or(Error::Invalid("a file that was not sent"))?;
                 super::regular(&fd)?;
                 self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
+                if !writable && permit.access == Access::ReadWrite {
+                    let (file, stores) = (fd.as_fd(), Stores::Trapped);
+                    // Only shared memory can be trapped. Of other files a store gets SIGSEGV, also if it would be allowed by now.
+                    if let Ok(staged) = self.stage(local.len(), Trapped { file, offset, stores, holes: false }) {
+                        return self.put_in_place(staged, local.len(), local.start()).map_err(failed("mremap"));
+                    }
+                }
                 // SAFETY: a part of a window.
                 unsafe {
                     let flags = MapFlags::SHARED;
