@@ -222,6 +222,25 @@ fn shared_memory_that_was_read_only_and_is_then_written() {
 }
 
 #[test]
+fn a_file_mapped_over_itself() {
+    let mut pair = Pair::new("a_file_mapped_over_itself");
+    let file = pair.exporter.memfd(8 * PAGE);
+    for (kind, prot) in [(libc::MAP_SHARED, RW), (libc::MAP_PRIVATE, libc::PROT_READ)] {
+        let flags = kind | libc::MAP_FIXED;
+        pair.exporter.mmap(ARENA, 8 * PAGE, prot, flags, file, 0);
+        let here = pair.importer.attach(pair.apid, ARENA, 8 * PAGE);
+        compare(&pair.exporter, &mut pair.importer, ARENA, here, 8).unwrap();
+        pair.exporter.mmap(ARENA + 2 * PAGE, 4 * PAGE, prot, flags, file, 2 * PAGE);
+        compare(&pair.exporter, &mut pair.importer, ARENA, here, 8).unwrap();
+        pair.exporter.anon_at(ARENA + 2 * PAGE, 2 * PAGE);
+        pair.exporter.fill(ARENA + 2 * PAGE, 2, 6000);
+        compare(&pair.exporter, &mut pair.importer, ARENA, here, 8).unwrap();
+        pair.exporter.munmap(ARENA + 5 * PAGE, PAGE);
+        compare(&pair.exporter, &mut pair.importer, ARENA, here, 8).unwrap();
+    }
+}
+
+#[test]
 fn posix_shared_memory() {
     let mut pair = Pair::new("posix_shared_memory");
     let name = format!("/dev/shm/rmap-tests-{}", std::process::id());

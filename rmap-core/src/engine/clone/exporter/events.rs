@@ -264,11 +264,21 @@ impl Exporter {
         for range in held.emptied.iter() {
             self.drop_pages(*range);
         }
+        self.watch_again(&survey, held);
         moved?;
         for (_, _, from) in known.iter().filter(|(_, _, from)| self.backed.next_in(*from).is_none()) {
             self.private_files.forget(*from);
         }
         self.forget_shared(&survey.files)
+    }
+
+    /// A file that was mapped over itself shows the same bytes, but its new mapping is not watched.
+    fn watch_again(&self, survey: &Survey, held: &Held) {
+        let copies = survey.present.iter().filter(|span| matches!(span.value.origin, Origin::Copied(_)));
+        let ranges = survey.files.iter().map(|span| span.range).chain(copies.map(|span| span.range));
+        for range in ranges.filter(|range| held.touched.iter().any(|touched| touched.overlaps(*range))) {
+            let _ = self.watchers.watch(range);
+        }
     }
 
     /// What of `old` was moved to where `vma` is.
