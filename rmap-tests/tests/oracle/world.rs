@@ -284,9 +284,14 @@ impl World {
                 assert_eq!(address, at(to.start));
                 self.model.relocate(from, to, keep);
             }
-            // More than one mapping. What was at the new place, and what is too much at the old one, may be
-            // gone all the same.
-            Err(_) => self.look_what_is_left(),
+            // More than one mapping. Some of them may have moved (Linux 6.17), and what was at the new place, and what
+            // is too much at the old one, may be gone.
+            Err(_) => {
+                for range in [from, to] {
+                    self.must(libc::SYS_munmap, &[at(range.start), range.len() * PAGE]);
+                    self.model.unmap(range);
+                }
+            }
         }
     }
 
