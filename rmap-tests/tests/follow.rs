@@ -470,19 +470,27 @@ fn other_threads_change_the_address_space() {
 
 fn revocation(way: &str) {
     let stage = Stage::new(way, 120);
-    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let mut exporter = stage.actor();
     let segid = exporter.make_all();
     let address = at(9);
-    let here = importer.get_attach(segid, at(0), 128 * PAGE) + 9 * PAGE;
-    let thread = importer.start(&format!("revoke {here:#x}"));
-    exporter.ok(&format!("rounds {way} {address:#x} 400"));
-    let report = importer.stop(thread);
-    assert!(report["seen"] >= 400, "{report:?}");
-    assert_eq!((report["late"], report["faults"]), (0, 0), "{report:?}");
-    if way == "munmap-file" {
-        // There are bytes at the address, or there is a hole; nothing in between.
-        assert_eq!(report["zeros"], 0, "{report:?}");
+    let mut importers = stage.actors(2);
+    let mut threads = Vec::new();
+    for importer in &mut importers {
+        let here = importer.get_attach(segid, at(0), 128 * PAGE) + 9 * PAGE;
+        threads.push(importer.start(&format!("revoke {here:#x}")));
     }
+    exporter.ok(&format!("rounds {way} {address:#x} 400"));
+    let mut seen = 0;
+    for (importer, thread) in importers.iter_mut().zip(threads) {
+        let report = importer.stop(thread);
+        seen += report["seen"];
+        assert_eq!((report["late"], report["faults"]), (0, 0), "{report:?}");
+        if way == "munmap-file" {
+            // There are bytes at the address, or there is a hole; nothing in between.
+            assert_eq!(report["zeros"], 0, "{report:?}");
+        }
+    }
+    assert!(seen >= 400, "{seen}");
     exporter.exit();
 }
 

@@ -107,10 +107,8 @@ pub(crate) unsafe fn adopt(
     if !still_stopped() {
         return Err(undo(Error::OutOfResources { call: "stopping the threads", errno: Errno::CHILD }));
     }
-    // A file's mapping may be watched already.
-    if vma.file.is_some() {
-        watchers.forget(range);
-    }
+    // It may be watched already: where a file was until a moment ago, say.
+    watchers.forget(range);
     let flags = MapFlags::SHARED | MapFlags::NORESERVE;
     // SAFETY: the object shows the same bytes, and nobody could change them meanwhile.
     let mapped = unsafe {

@@ -7,6 +7,7 @@ use super::plan::{self, Mapping, Plan};
 use super::{Exporter, Resolve, Shared};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
+use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::maps::{self, Attributes, Vma};
 use crate::sys::memory::{PAGE, ProtFlags};
@@ -139,6 +140,9 @@ impl Exporter {
                 if self.watchers.watches_any_mapping() {
                     let _ = self.watchers.watch(range);
                 }
+                if !frozen && !self.is_still(&mapping.vma, page) {
+                    return Ok(Finding::NeedsFreeze);
+                }
                 log!(Debug, "copied {range}");
                 Ok(Finding::InObject { serial, range })
             }
@@ -148,6 +152,9 @@ impl Exporter {
             Plan::Share { range, vma } => self.share(grant, page, range, &vma, mapping.path(), uid, frozen),
             Plan::ShareSystemV { range, id, offset, writable } => {
                 self.remember_shared(range, &mapping.vma)?;
+                if !frozen && !self.is_still(&mapping.vma, page) {
+                    return Ok(Finding::NeedsFreeze);
+                }
                 Ok(Finding::InSystemV { range, id, offset, writable })
             }
         }
@@ -358,6 +365,9 @@ impl Exporter {
             return Ok(Finding::Hole("part of a file, for another user"));
         }
         self.remember_shared(range, vma)?;
+        if !frozen && !self.is_still(vma, page) {
+            return Ok(Finding::NeedsFreeze);
+        }
         Ok(Finding::InFile { range, offset: vma.offset_of(range.start()), fd, writable })
     }
 
@@ -366,10 +376,24 @@ impl Exporter {
         let Some(shared) = Shared::of(vma) else {
             return Ok(());
         };
+        // What was there before is gone, although its event has not been handled yet.
+        let mut gone = OwnVec::new();
+        for span in self.shared.within(range).filter(|span| span.value != shared) {
+            gone.push(span.range).map_err(failed("mmap"))?;
+        }
         self.shared.insert(range, shared).map_err(failed("mmap"))?;
+        for range in gone.iter() {
+            self.tell_stale(*range);
+        }
         let _ = self.watchers.watch(range);
         log!(Debug, "shared {range} from its file");
         Ok(())
+    }
+
+    /// Whether the mapping at `page` is the one that was found there. It was not watched then; a change from now on is an event.
+    fn is_still(&self, vma: &Vma, page: usize) -> bool {
+        let now = self.query.at(page);
+        now.is_some_and(|now| now.shared == vma.shared && now.file == vma.file && now.offset_of(0) == vma.offset_of(0))
     }
 }
 

@@ -64,7 +64,16 @@ impl Watchers {
             Ok(watcher) => (index, watcher),
             Err(_) => (0, self.get(0)?),
         };
-        watcher.watch(range.start(), range.len())?;
+        match watcher.watch(range.start(), range.len()) {
+            // Memory that has moved there brought its watcher along.
+            Err(Errno::BUSY) => {
+                for other in self.all.iter().filter_map(OnceCell::get) {
+                    let _ = other.forget(range.start(), range.len());
+                }
+                watcher.watch(range.start(), range.len())?;
+            }
+            watched => watched?,
+        }
         assigned.insert(range, index)
     }
 
