@@ -2,6 +2,8 @@
 
 use super::{Errno, raw};
 use core::sync::atomic::AtomicU32;
+/// What threads sleep on.
+pub(crate) use core::sync::atomic::AtomicU32 as Word;
 use core::time::Duration;
 
 const WAIT: usize = libc::FUTEX_WAIT as usize | libc::FUTEX_PRIVATE_FLAG as usize;

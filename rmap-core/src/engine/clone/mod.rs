@@ -10,9 +10,11 @@
 
 mod calls;
 mod exporter;
+mod handed;
 mod importer;
 mod protocol;
 mod service;
+mod slots;
 
 pub(crate) use service::probe;
 
