@@ -248,6 +248,7 @@ impl Exporter {
         log!(Info, "segment {counter} removed");
         let reachable = self.backed.next_in(segment.range).is_some();
         if !granted || !reachable {
+            self.close_idle_objects();
             return self.answer_removal(ticket, calls);
         }
         if let Err(errno) = self.jobs.push(Job::Evict { range: segment.range, ticket }) {
@@ -260,6 +261,15 @@ impl Exporter {
         if !self.waits_for_importers() || self.notices.answer_later(ticket).is_err() {
             calls.answer(ticket, Ok(Answer::Done));
         }
+    }
+
+    /// Closes the objects that show nothing and that no segment's permits begin with.
+    fn close_idle_objects(&mut self) {
+        let (segments, backed) = (&self.segments, &self.backed);
+        self.objects.retain(|object| {
+            segments.iter().any(|segment| segment.range == object.domain)
+                || backed.iter().any(|span| span.value.serial == object.serial)
+        });
     }
 
     /// Names memory that must never be adopted: the stack of the service thread.
@@ -409,11 +419,7 @@ impl Exporter {
                 }
                 Job::Evict { range, ticket } => {
                     self.evict(range, |_| true);
-                    let backed = &self.backed;
-                    self.objects.retain(|object| {
-                        !object.domain.overlaps(range)
-                            || backed.iter().any(|s| s.value.serial == object.serial)
-                    });
+                    self.close_idle_objects();
                     self.answer_removal(ticket, calls);
                 }
                 Job::Fork { ticket } => {

@@ -1,0 +1,44 @@
+//! What a process has used, it gives back.
+
+use rmap_tests::{Actor, PAGE, Stage};
+
+fn descriptors(actor: &Actor) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", actor.pid())).unwrap().count()
+}
+
+/// Segments of memory that comes and goes, with permits on them; `touch` has it looked at.
+fn segments_come_and_go(name: &str, touch: bool) {
+    let stage = Stage::new(name, 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(16 * PAGE);
+    // The connection stays.
+    let lasting = exporter.make(address, PAGE);
+    importer.get(lasting);
+    let before = descriptors(&exporter);
+    for pages in 2..=16 {
+        exporter.anon_at(address, 16 * PAGE);
+        exporter.fill(address, 16, 20);
+        let segid = exporter.make(address, pages * PAGE);
+        let apid = importer.get(segid);
+        let here = importer.attach(apid, 0, pages * PAGE);
+        if touch {
+            importer.check(here, pages, 20);
+        }
+        importer.detach(here);
+        assert_eq!(importer.release(apid), Ok(0));
+        exporter.munmap(address, 16 * PAGE);
+        assert_eq!(exporter.remove(segid), Ok(0));
+    }
+    let after = descriptors(&exporter);
+    assert!(after <= before + 4, "{before} descriptors before, {after} after");
+}
+
+#[test]
+fn segments_that_nobody_touches() {
+    segments_come_and_go("segments_that_nobody_touches", false);
+}
+
+#[test]
+fn segments_that_somebody_touches() {
+    segments_come_and_go("segments_that_somebody_touches", true);
+}
