@@ -61,6 +61,22 @@ enum RequestKind {
     Resolve { page: usize },
 }
 
+impl RequestKind {
+    fn get(self) -> Option<(Ticket, Access)> {
+        match self {
+            Self::Get { ticket, access } => Some((ticket, access)),
+            Self::Resolve { .. } => None,
+        }
+    }
+
+    fn page(self) -> Option<usize> {
+        match self {
+            Self::Resolve { page } => Some(page),
+            Self::Get { .. } => None,
+        }
+    }
+}
+
 /// The importing side of a process.
 #[derive(Debug)]
 pub(crate) struct Importer {
@@ -226,10 +242,10 @@ impl Importer {
                 Ok(Some((message, descriptor))) => {
                     if let Err(error) = self.handle(number, message, descriptor, calls, poller, token) {
                         log!(Warn, "exporter {} dropped: {error}", self.hosts[index].pid());
-                        return self.lose_host(number, calls, poller);
+                        return self.lose_host(number, calls, poller, token);
                     }
                 }
-                Err(_) => return self.lose_host(number, calls, poller),
+                Err(_) => return self.lose_host(number, calls, poller, token),
             }
         }
     }
@@ -238,13 +254,13 @@ impl Importer {
     pub(crate) fn host_writable(&mut self, number: u32, calls: &Calls, poller: &Poller, token: u64) {
         let Some(index) = self.host(number) else { return };
         if self.hosts[index].flush(poller, token | u64::from(number)).is_err() {
-            return self.lose_host(number, calls, poller);
+            return self.lose_host(number, calls, poller, token);
         }
         self.close_idle_host(number);
     }
 
     /// An exporter is gone: every wait for it ends. What was mapped stays readable.
-    fn lose_host(&mut self, number: u32, calls: &Calls, poller: &Poller) {
+    fn lose_host(&mut self, number: u32, calls: &Calls, poller: &Poller, token: u64) {
         if let Some(index) = self.host(number) {
             log!(Info, "exporter {} is gone", self.hosts[index].pid());
             self.hosts[index].bury(poller);
@@ -261,13 +277,27 @@ impl Importer {
                 RequestKind::Resolve { page } => self.refuse_block(page),
             }
         }
+        // Threads may wait for neighbours of a page whose answer was refused.
+        self.ask_for_waiters(poller, token);
         self.close_idle_host(number);
     }
 
-    /// The request that an answer is for; `None` if it was given up.
-    fn take_request(&mut self, number: u32, host: u32) -> Option<Request> {
-        let index = self.requests.iter().position(|r| r.number == number && r.host == host)?;
-        self.requests.remove(index)
+    /// The request that an answer is for, off the list; `None` if it was given up.
+    ///
+    /// # Errors
+    /// The answer does not fit. The request stays, to be ended with the connection.
+    fn take_request<T>(
+        &mut self,
+        number: u32,
+        host: u32,
+        fits: impl FnOnce(RequestKind) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(index) = self.requests.iter().position(|r| r.number == number && r.host == host) else {
+            return Ok(None);
+        };
+        let wanted = fits(self.requests[index].kind).ok_or(Error::Invalid("an answer to another request"))?;
+        let _ = self.requests.remove(index);
+        Ok(Some(wanted))
     }
 
     fn handle(
@@ -281,47 +311,40 @@ impl Importer {
     ) -> Result<()> {
         match message {
             Message::Granted { request, grant, serial, range } => {
-                let Some(request) = self.take_request(request, host) else {
+                let Some((ticket, access)) = self.take_request(request, host, RequestKind::get)? else {
                     return self.give_back(host, grant, poller, token);
-                };
-                let RequestKind::Get { ticket, access } = request.kind else {
-                    return Err(Error::Invalid("a permit for a page"));
                 };
                 let permit = self.accept_permit(host, grant, serial, range, access, descriptor);
                 calls.answer(ticket, permit.map(|grant| Answer::Granted { grant, range }));
                 Ok(())
             }
             Message::Refused { request, errno } => {
-                let Some(request) = self.take_request(request, host) else { return Ok(()) };
-                let RequestKind::Get { ticket, .. } = request.kind else {
-                    return Err(Error::Invalid("a permit refused for a page"));
+                let Some((ticket, _)) = self.take_request(request, host, RequestKind::get)? else {
+                    return Ok(());
                 };
                 calls.fail(ticket, refusal(errno));
                 self.close_idle_host(host);
                 Ok(())
             }
             Message::Resolved { request, range, source, writable } => {
-                let Some(request) = self.take_request(request, host) else { return Ok(()) };
-                let RequestKind::Resolve { page } = request.kind else {
-                    return Err(Error::Invalid("a page for a permit"));
+                let Some(page) = self.take_request(request, host, RequestKind::page)? else {
+                    return Ok(());
                 };
                 self.resolved(host, page, range, source, writable, descriptor)?;
                 self.ask_for_waiters(poller, token);
                 Ok(())
             }
             Message::Hole { request } => {
-                let Some(request) = self.take_request(request, host) else { return Ok(()) };
-                let RequestKind::Resolve { page } = request.kind else {
-                    return Err(Error::Invalid("a hole for a permit"));
+                let Some(page) = self.take_request(request, host, RequestKind::page)? else {
+                    return Ok(());
                 };
                 self.refuse_page(page, libc::SIGBUS);
                 self.ask_for_waiters(poller, token);
                 Ok(())
             }
             Message::ReadOnly { request } => {
-                let Some(request) = self.take_request(request, host) else { return Ok(()) };
-                let RequestKind::Resolve { page } = request.kind else {
-                    return Err(Error::Invalid("a page for a permit"));
+                let Some(page) = self.take_request(request, host, RequestKind::page)? else {
+                    return Ok(());
                 };
                 self.refuse_page(page, libc::SIGSEGV);
                 self.ask_for_waiters(poller, token);
