@@ -5,6 +5,7 @@
 #   make demo             installs into target/prefix and runs unmodified MPI programs on it
 #   make test             everything that ci/ has; as root: each test as root and as an ordinary user
 #   make check            formatting, lints, documentation
+#   make fuzz             what peers may send, mutated for long (RMAP_FUZZ_SECONDS for each target, 3600)
 #   make soak             the random tests for long (RMAP_SOAK_SECONDS each, 600), the C tests often
 
 PREFIX       ?= /usr/local
@@ -96,6 +97,9 @@ test: local-install
 soak: all
 	ci/soak.sh
 
+fuzz:
+	RMAP_FUZZ_SECONDS=$(or $(RMAP_FUZZ_SECONDS),3600) ci/fuzz.sh
+
 check:
 	ci/fmt.sh
 	ci/lint.sh
@@ -103,4 +107,4 @@ check:
 clean:
 	$(CARGO) clean
 
-.PHONY: all install uninstall local-install demo test soak check clean
+.PHONY: all install uninstall local-install demo test soak fuzz check clean

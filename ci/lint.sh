@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$ROOT"
 say "clippy"
 cargo clippy --workspace --all-targets -- -D warnings
+cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$TARGET/fuzz" --lib --bins -- -D warnings
 say "rustdoc"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 if command -v groff >/dev/null; then

@@ -22,11 +22,13 @@ mod maps;
 pub mod pattern;
 mod random;
 mod stage;
+mod wire;
 
 pub use actor::{Actor, Fault, Reply, Report, Setup};
 pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks};
 pub use random::{Random, rounds, seed, soak};
 pub use stage::{BOARD_LEN, Board, Stage};
+pub use wire::{Door, Parcel, Wire, counter};
 
 use std::path::PathBuf;
 
