@@ -30,9 +30,27 @@ fn address(name: &[u8]) -> SysResult<SocketAddrUnix> {
 pub(crate) fn listen(name: &[u8]) -> SysResult<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    refuse_descriptors(&fd);
     rustix::net::bind(&fd, &address(name)?)?;
     rustix::net::listen(&fd, 4096)?;
     Ok(fd)
+}
+
+/// Has the kernel refuse messages with descriptors, for connections that `listener` accepts as well: closing what somebody has sent may
+/// take for ever. (`SO_PASSRIGHTS`, Linux 6.16; nothing can be done about it before.)
+fn refuse_descriptors(listener: &OwnedFd) {
+    const SO_PASSRIGHTS: usize = 83;
+    let off = 0i32;
+    let args = [
+        listener.as_raw_fd() as usize,
+        libc::SOL_SOCKET as usize,
+        SO_PASSRIGHTS,
+        core::ptr::from_ref(&off).expose_provenance(),
+        size_of_val(&off),
+        0,
+    ];
+    // SAFETY: the value lives through the call, which only reads it.
+    let _ = unsafe { super::raw::syscall(libc::SYS_setsockopt, args) };
 }
 
 /// Connects to an abstract name. Waits, killably, while the listener's queue is full.
