@@ -24,13 +24,15 @@ pub(crate) struct Object {
     pub(crate) protected: bool,
     pub(crate) file: FileId,
     fd: OwnedFd,
+    /// For importers. Opened anew, because flags (`O_APPEND`) are shared by all who have the same open file.
+    writable: OwnedFd,
     read_only: OwnedFd,
 }
 
 impl Object {
     /// The descriptor for an importer.
     pub(crate) fn descriptor(&self, writable: bool) -> BorrowedFd<'_> {
-        if writable && !self.protected { self.fd.as_fd() } else { self.read_only.as_fd() }
+        if writable && !self.protected { self.writable.as_fd() } else { self.read_only.as_fd() }
     }
 
     /// The descriptor for this process.
@@ -94,11 +96,12 @@ impl Objects {
             Some(index) => index,
             None => {
                 let fd = memory::sealed_memfd(c"rmap", self.size).map_err(failed("memfd_create"))?;
+                let writable = fd::reopen(&fd, true).map_err(failed("open of a memfd"))?;
                 let read_only = fd::reopen(&fd, false).map_err(failed("open of a memfd"))?;
                 let file = FileId::of(&fd).map_err(failed("fstat"))?;
                 let serial = self.next_serial;
                 self.next_serial += 1;
-                let object = Object { serial, domain, protected, file, fd, read_only };
+                let object = Object { serial, domain, protected, file, fd, writable, read_only };
                 self.all.push(object).map_err(failed("mmap"))?;
                 self.all.len() - 1
             }
@@ -114,6 +117,7 @@ impl Objects {
     pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
         for object in self.all.iter() {
             each(object.fd.as_raw_fd());
+            each(object.writable.as_raw_fd());
             each(object.read_only.as_raw_fd());
         }
     }
