@@ -25,7 +25,7 @@ mod stage;
 mod wire;
 
 pub use actor::{Actor, Fault, Reply, Report, Setup};
-pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks};
+pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks, waits_for_page};
 pub use random::{Random, rounds, seed, soak};
 pub use stage::{BOARD_LEN, Board, Stage};
 pub use wire::{Door, Parcel, Wire, counter};

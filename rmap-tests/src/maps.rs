@@ -84,3 +84,9 @@ pub fn task_blocked_in(pid: i32, tid: i32) -> Option<i64> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
     text.split_whitespace().next()?.parse().ok().filter(|number| *number >= 0)
 }
+
+/// Whether a thread sleeps outside any system call: it waits for a page.
+pub fn waits_for_page(pid: i32, tid: i32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+    text.starts_with("-1 ")
+}

@@ -3,6 +3,7 @@
 use nix::{
     cmsg_space,
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{
             AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
@@ -159,12 +160,17 @@ impl Door {
         (self.endpoint << COUNTER_BITS | u64::from(counter)).cast_signed()
     }
 
-    /// Waits until somebody comes.
+    /// Lets in who comes, waiting so long at most.
     ///
     /// # Errors
     ///
-    /// Those of `accept4(2)`.
-    pub fn open(&self) -> Result<Wire, Errno> {
+    /// `EAGAIN` if nobody does.
+    pub fn open(&self, limit: Duration) -> Result<Wire, Errno> {
+        let mut entries = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).map_err(|_| Errno::EINVAL)?;
+        if poll(&mut entries, limit)? == 0 {
+            return Err(Errno::EAGAIN);
+        }
         let number = accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
         // SAFETY: a new descriptor.
         Ok(Wire(unsafe { OwnedFd::from_raw_fd(number) }))
