@@ -93,7 +93,7 @@ impl<'a> Input<'a> {
     /// A message, of every kind.
     pub(crate) fn message(&mut self, known: &Known<'_>) -> Message {
         let request = self.number(known.requests);
-        match self.below(14) {
+        match self.below(15) {
             0 => Message::Granted {
                 request,
                 grant: self.number(known.grants),
@@ -114,9 +114,10 @@ impl<'a> Input<'a> {
             }
             4 => Message::Hole { request },
             5 => Message::ReadOnly { request },
-            6 => Message::Stale { range: self.range(known.around) },
-            7 => Message::Removed { grant: self.number(known.grants) },
+            6 => Message::Stale { range: self.range(known.around), number: self.number(&[1]) },
+            7 => Message::Removed { grant: self.number(known.grants), number: self.number(&[1]) },
             8 => Message::Release { grant: self.number(known.grants) },
+            14 => Message::Seen { number: self.number(&[1]) },
             9 | 10 => Message::Get { request, segment: self.number(known.segments), access: self.access() },
             _ => {
                 let attached = self.range(known.around);
