@@ -15,6 +15,7 @@ mod churn;
 mod command;
 mod library;
 mod memory;
+mod mutex;
 mod revoke;
 mod system;
 mod threads;
@@ -83,6 +84,7 @@ fn execute(line: &str) -> Outcome {
         "tid" => threads::tid(&mut arguments),
         "progress" => threads::progress(&mut arguments),
         "fork" => system::fork(&mut arguments),
+        "mutex" => mutex::init(&mut arguments),
         "rounds" => revoke::rounds(&mut arguments),
         _ => memory::command(verb, &mut arguments).unwrap_or_else(|| system::command(verb, &mut arguments)),
     }

@@ -3,7 +3,7 @@
 use crate::{
     api, block, churn,
     command::{Arguments, Failure},
-    memory, revoke, system,
+    memory, mutex, revoke, system,
     threads::{self, Control, Report, Work},
     trap,
 };
@@ -17,6 +17,7 @@ pub(crate) fn work(arguments: &mut Arguments<'_>) -> Result<Work, Failure> {
             increment(arguments.number()?, arguments.number()?, arguments.number()?, arguments.number()?)
         }
         "add" => add(arguments.number()?),
+        "locked" => mutex::work(arguments.number()?),
         "read" => transfer(arguments, read_into)?,
         "pread" => transfer(arguments, pread_into)?,
         "write" => transfer(arguments, write_from)?,
