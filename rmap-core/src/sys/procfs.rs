@@ -117,6 +117,12 @@ pub(crate) fn blocked(tid: u32) -> Option<Blocked> {
     Some(Blocked::In { call: number(call, 10) as i64, args })
 }
 
+/// Whether the kernel does not say where thread `tid` sleeps: the process has changed its user, or is not dumpable.
+pub(crate) fn is_hidden(tid: u32) -> bool {
+    let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/syscall"));
+    matches!(open(path.as_c_str()), Err(Errno::ACCESS | Errno::PERM))
+}
+
 /// Whether thread `tid` waits for a userfaultfd event to be read. `None` where the kernel does not tell.
 pub(crate) fn waits_for_event(tid: u32) -> Option<bool> {
     let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/wchan"));

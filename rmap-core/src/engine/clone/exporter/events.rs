@@ -108,7 +108,7 @@ fn held_threads(settle: bool) -> Result<Held> {
                     result = result.and(held.note(call, args));
                     false
                 }
-                _ => true,
+                _ => !procfs::is_hidden(*tid),
             },
             Some(false) => false,
             None => thread::time_on_core(*tid)
