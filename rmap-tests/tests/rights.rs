@@ -1,6 +1,8 @@
 //! Who gets at what, and that nobody gets at more.
 
-use rmap_tests::{Actor, PAGE, RDONLY, RDWR, Setup, Stage, is_root, maps, pattern::Seen, skip};
+use nix::errno::Errno;
+use rmap_tests::{Actor, Door, PAGE, RDONLY, RDWR, Setup, Stage, is_root, maps, pattern::Seen, skip};
+use std::time::Duration;
 
 const ARENA: usize = 0x2000_0000_0000;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -268,6 +270,223 @@ fn a_reader_finds_no_way_to_write() {
         }
     }
     exporter.check(ARENA, 4, 1);
+}
+
+#[test]
+fn another_user_who_may_read_finds_no_way_to_write() {
+    let name = "another_user_who_may_read_finds_no_way_to_write";
+    if !is_root() {
+        return skip(name, "only root can run processes of several users");
+    }
+    let stage = Stage::new(name, 60);
+    let mut exporter = stage.actor_with(&user(USERS[0], GROUPS[0]));
+    let mut reader = stage.actor_with(&user(USERS[1], GROUPS[1]));
+    exporter.anon_at(ARENA, 4 * PAGE);
+    exporter.fill(ARENA, 4, 1);
+    let segid = exporter.try_make(ARENA, 4 * PAGE, 0o644).unwrap();
+    assert_eq!(reader.try_get(segid, RDWR), Err(libc::EACCES));
+    let apid = reader.try_get(segid, RDONLY).unwrap();
+    let here = reader.attach(apid, 0, 4 * PAGE);
+    reader.check(here, 4, 1);
+    // Asking again, after it has been served.
+    assert_eq!(reader.try_get(segid, RDWR), Err(libc::EACCES));
+    let folder = std::fs::read_dir(format!("/proc/{}/fd", reader.pid())).unwrap();
+    let descriptors: Vec<usize> =
+        folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let at = libc::AT_FDCWD as isize as usize;
+    let mut found = 0;
+    for descriptor in descriptors {
+        let link = std::fs::read_link(format!("/proc/{}/fd/{descriptor}", reader.pid())).unwrap();
+        if link != std::path::Path::new("/memfd:rmap (deleted)") {
+            continue;
+        }
+        found += 1;
+        let path = reader.text(&format!("/proc/self/fd/{descriptor}"));
+        assert_eq!(reader.sys(libc::SYS_pwrite64, &[descriptor, path, 8, ARENA]), Err(libc::EBADF));
+        assert!(reader.sys(libc::SYS_fallocate, &[descriptor, 3, ARENA, PAGE]).is_err(), "a hole is punched");
+        for flags in [libc::O_RDWR, libc::O_WRONLY, libc::O_RDWR | libc::O_TRUNC] {
+            assert_eq!(reader.sys(libc::SYS_openat, &[at, path, flags as usize]), Err(libc::EACCES));
+        }
+        assert_eq!(reader.sys(libc::SYS_fchmod, &[descriptor, 0o666]), Err(libc::EPERM));
+        let shared = libc::MAP_SHARED as usize;
+        let arguments = [0, PAGE, libc::PROT_READ as usize, shared, descriptor, ARENA];
+        let view = reader.sys(libc::SYS_mmap, &arguments).unwrap();
+        assert_eq!(reader.sys(libc::SYS_mprotect, &[view, PAGE, RW as usize]), Err(libc::EACCES));
+    }
+    assert!(found > 0, "the reader has no object");
+    // Its attachment is a private view, which may become writable: for itself.
+    if reader.sys(libc::SYS_mprotect, &[here, 4 * PAGE, RW as usize]).is_ok() {
+        reader.fill(here, 2, 99);
+    }
+    exporter.check(ARENA, 4, 1);
+    // Nor by the memory of the process.
+    let path = reader.text(&format!("/proc/{}/mem", exporter.pid()));
+    assert!(reader.sys(libc::SYS_openat, &[at, path, libc::O_RDWR as usize]).is_err());
+}
+
+#[test]
+fn a_segment_of_one_page_is_one_page() {
+    let stage = Stage::new("a_segment_of_one_page_is_one_page", 60);
+    let (mut exporter, mut importer, mut friend) = (stage.actor(), stage.actor(), stage.actor());
+    let secret = 0x5ec_2e7;
+    exporter.anon_at(ARENA, 8 * PAGE);
+    exporter.fill_same(ARENA, 8, secret);
+    exporter.fill(ARENA + 3 * PAGE, 1, 1);
+    let one = exporter.make(ARENA + 3 * PAGE, PAGE);
+    let all = exporter.make(ARENA, 8 * PAGE);
+    // The memory is shared as a whole before and after somebody has the page alone.
+    let there = friend.get_attach(all, 0, 8 * PAGE);
+    friend.look(there, 8);
+    let apid = importer.get(one);
+    for (offset, len) in [(0, PAGE + 1), (0, 2 * PAGE), (PAGE, PAGE), (0, 0)] {
+        assert_eq!(importer.try_attach(apid, offset, len), Err(libc::EINVAL), "{len} bytes at {offset}");
+    }
+    let here = importer.attach(apid, 0, 1);
+    importer.check(here, 1, 1);
+    importer.fill(here, 1, 2);
+    assert_eq!(friend.look(there, 8)[3], Seen::Stamp(2));
+    friend.look(there, 8);
+    expect_no_secret(&mut importer, secret);
+    expect_no_secret_in_descriptors(&mut importer, ARENA + 3 * PAGE, secret);
+    expect_no_secret_in_descriptors(&mut importer, ARENA, secret);
+    exporter.check(ARENA + 3 * PAGE, 1, 2);
+    for page in [2, 4] {
+        assert_eq!(exporter.oracle(ARENA + page * PAGE, 1), [Some(Seen::Stamp(secret))]);
+    }
+}
+
+#[test]
+fn an_importer_that_changes_its_user() {
+    let name = "an_importer_that_changes_its_user";
+    if !is_root() {
+        return skip(name, "only root can change its user");
+    }
+    let stage = Stage::new(name, 60);
+    let mut exporter = stage.actor_with(&user(USERS[0], GROUPS[0]));
+    let mut importer = stage.actor();
+    let address = exporter.anon(8 * PAGE);
+    exporter.fill(address, 8, 20);
+    let segid = exporter.make(address, 8 * PAGE);
+    let other = exporter.make(address, 8 * PAGE);
+    // Root may all; what it has got it keeps.
+    let apid = importer.get(segid);
+    let here = importer.attach(apid, 0, 8 * PAGE);
+    importer.check(here, 4, 20);
+    importer.ok(&format!("seteuid {}", USERS[1]));
+    for segid in [segid, other] {
+        assert_eq!(importer.try_get(segid, RDWR), Err(libc::EACCES));
+        assert_eq!(importer.try_get(segid, RDONLY), Err(libc::EACCES));
+    }
+    importer.check(here, 8, 20);
+    importer.ok("seteuid 0");
+    importer.ok(&format!("seteuid {}", USERS[0]));
+    let own = importer.get(other);
+    importer.ok("seteuid 0");
+    let again = importer.attach(own, 0, 8 * PAGE);
+    importer.check(again, 8, 20);
+    assert!(importer.try_get(other, RDWR).is_ok());
+    exporter.munmap(address, PAGE);
+    assert!(importer.load(here).unwrap_err().is_hole_at(here));
+}
+
+#[test]
+fn an_exporter_that_changes_its_user() {
+    let name = "an_exporter_that_changes_its_user";
+    if !is_root() {
+        return skip(name, "only root can change its user");
+    }
+    let stage = Stage::new(name, 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let mut other = stage.actor_with(&user(USERS[1], GROUPS[1]));
+    let address = exporter.anon(8 * PAGE);
+    exporter.fill(address, 8, 20);
+    let segid = exporter.make(address, 8 * PAGE);
+    let here = importer.get_attach(segid, 0, 8 * PAGE);
+    importer.check(here, 8, 20);
+    exporter.ok(&format!("seteuid {}", USERS[1]));
+    // It is root's segment still: rights are those of the user who first used the library.
+    assert_eq!(other.try_get(segid, RDWR), Err(libc::EACCES));
+    let late = exporter.make(address, 8 * PAGE);
+    assert_eq!(other.try_get(late, RDWR), Err(libc::EACCES));
+    assert!(importer.try_get(late, RDWR).is_ok());
+    // What it takes away is gone.
+    importer.check(here, 8, 20);
+    exporter.munmap(address, PAGE);
+    exporter.madvise(address + PAGE, PAGE, libc::MADV_DONTNEED);
+    exporter.anon_at(address + 2 * PAGE, PAGE);
+    exporter.store(address + 2 * PAGE, 5).unwrap();
+    for (page, seen) in importer.look(here, 3).into_iter().enumerate() {
+        assert_ne!(seen, Seen::Stamp(20 + page as u64), "page {page} is an old one");
+    }
+    importer.check(here + 3 * PAGE, 5, 23);
+    // And it does not have to wait long for that, although it may not look at its own threads any more.
+    for _ in 0..30 {
+        exporter.munmap(address + 7 * PAGE, PAGE);
+        exporter.anon_at(address + 7 * PAGE, PAGE);
+        exporter.madvise(address + 6 * PAGE, PAGE, libc::MADV_DONTNEED);
+        importer.look(here + 6 * PAGE, 1);
+    }
+}
+
+#[test]
+fn nobody_takes_the_name_of_a_living_process() {
+    let stage = Stage::new("nobody_takes_the_name_of_a_living_process", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(8 * PAGE);
+    exporter.fill(address, 8, 20);
+    let segid = exporter.make(address, 8 * PAGE);
+    let apid = importer.get(segid);
+    let here = importer.attach(apid, 0, 8 * PAGE);
+    assert_eq!(Door::named_like(segid).unwrap_err(), Errno::EADDRINUSE);
+    importer.check(here, 1, 20);
+    exporter.kill();
+    // Whoever has the name next gets nothing from those who knew the one before.
+    let squatter = Door::named_like(segid).unwrap();
+    assert_eq!(importer.try_attach(apid, 0, PAGE), Err(libc::ENOENT));
+    let seen = importer.look(here, 8);
+    assert!(
+        seen.iter()
+            .enumerate()
+            .all(|(page, seen)| matches!(seen, Seen::Hole) || *seen == Seen::Stamp(20 + page as u64))
+    );
+    assert_eq!(importer.release(apid), Ok(0));
+    assert_eq!(squatter.open(Duration::ZERO).unwrap_err(), Errno::EAGAIN, "somebody came");
+}
+
+#[test]
+fn ids_of_processes_that_are_gone() {
+    let stage = Stage::new("ids_of_processes_that_are_gone", 120);
+    let mut importer = stage.actor();
+    let mut gone: Vec<(i64, i64)> = Vec::new();
+    for round in 0..20 {
+        let mut exporter = stage.actor();
+        let address = exporter.anon(PAGE);
+        exporter.fill(address, 1, round);
+        let segids = [exporter.make(address, PAGE), exporter.make(address, PAGE)];
+        let apid = importer.get(segids[0]);
+        let here = importer.attach(apid, 0, PAGE);
+        importer.check(here, 1, round);
+        for (segid, old) in &gone {
+            assert!(!segids.contains(segid), "an id came twice");
+            assert_ne!(*old, apid, "an id came twice");
+            assert_eq!(importer.try_get(*segid, RDWR), Err(libc::ENOENT));
+            assert_eq!(importer.try_attach(*old, 0, PAGE), Err(libc::ENOENT));
+            // To a new process they are another's, whoever made them.
+            assert!(matches!(exporter.remove(*segid), Err(libc::EACCES | libc::ENOENT)));
+        }
+        gone.push((segids[0], apid));
+        // In the same process, another program.
+        if round % 2 == 0 {
+            exporter.ok("exec");
+            exporter.ok("hello");
+            assert_eq!(importer.try_get(segids[1], RDWR), Err(libc::ENOENT));
+            let own = exporter.anon(PAGE);
+            let segid = exporter.make(own, PAGE);
+            assert!(!segids.contains(&segid));
+            assert_eq!(importer.try_get(segids[1], RDWR), Err(libc::ENOENT));
+        }
+        exporter.exit();
+    }
 }
 
 #[test]

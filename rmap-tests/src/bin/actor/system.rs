@@ -63,6 +63,7 @@ pub(crate) fn command(verb: &str, arguments: &mut Arguments<'_>) -> Outcome {
             }
             call(number, values).map(|value| value.to_string()).map_err(Failure::Errno)
         }
+        "seteuid" => set_euid(arguments.number()?),
         "sbrk" => sbrk(arguments.number()?),
         "malloc" => malloc(arguments.number()?),
         "realloc" => realloc(arguments.number()?, arguments.number()?),
@@ -72,6 +73,12 @@ pub(crate) fn command(verb: &str, arguments: &mut Arguments<'_>) -> Outcome {
         "spawn" => spawn(arguments.rest()),
         _ => Err(Failure::Usage(format!("no command {verb}"))),
     }
+}
+
+/// `seteuid UID`: for all threads, as the C library does it.
+fn set_euid(user: u32) -> Outcome {
+    // SAFETY: takes a number only.
+    if unsafe { libc::seteuid(user) } == 0 { Ok(String::new()) } else { Err(Failure::Errno(errno())) }
 }
 
 fn sbrk(by: i64) -> Outcome {
