@@ -445,3 +445,36 @@ fn a_guest_that_changes_how_an_object_is_open() {
     drop((wire, parcel));
     scene.ends();
 }
+
+#[test]
+fn a_guest_that_keeps_an_object() {
+    let mut scene = Scene::new("a_guest_that_keeps_an_object");
+    let closing = scene.exporter.make(ARENA, OPEN_PAGES * PAGE);
+    let wire = scene.connect();
+    say(&wire, Message::Get { request: 1, segment: counter(closing), access: Access::ReadWrite });
+    let Some((Message::Granted { grant, range, .. }, parcel)) = hear(&wire) else { panic!("no permit") };
+    assert!(matches!(ask(&wire, resolve(2, grant, ARENA, range)), Some(Message::Resolved { .. })));
+    let object = std::fs::File::from(parcel.descriptors.into_iter().next().unwrap());
+    let word = || {
+        let mut word = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(&object, &mut word, ARENA as u64).unwrap();
+        u64::from_ne_bytes(word)
+    };
+    assert_eq!(word(), scene.exporter.load(ARENA).unwrap());
+    // The segment ends: the memory leaves the object, and what is written to it later is never there.
+    assert_eq!(scene.exporter.remove(closing), Ok(0));
+    assert_eq!(word(), 0);
+    assert!(matches!(hear(&wire), Some((Message::Removed { .. }, _))));
+    assert_eq!(ask(&wire, resolve(3, grant, ARENA, range)), Some(Message::Hole { request: 3 }));
+    scene.exporter.fill(ARENA, OPEN_PAGES, 1000);
+    assert_eq!(word(), 0);
+    // Nor does what it writes reach the exporter.
+    std::os::unix::fs::FileExt::write_all_at(&object, &[7; PAGE], ARENA as u64).unwrap();
+    scene.exporter.check(ARENA, OPEN_PAGES, 1000);
+    // Others find the memory, and not what was written.
+    let there = scene.honest.get_attach(scene.open, 0, OPEN_PAGES * PAGE);
+    scene.honest.check(there, OPEN_PAGES, 1000);
+    scene.honest.detach(there);
+    drop((wire, object));
+    scene.ends();
+}

@@ -419,6 +419,12 @@ impl Exporter {
                 }
                 Job::Evict { range, ticket } => {
                     self.evict(range, |_| true);
+                    // Somebody may have kept a descriptor: nothing is put into these again, also not for other segments.
+                    let backed = &self.backed;
+                    self.objects.retain(|object| {
+                        !object.domain.overlaps(range)
+                            || backed.iter().any(|span| span.value.serial == object.serial)
+                    });
                     self.close_idle_objects();
                     self.answer_removal(ticket, calls);
                 }
