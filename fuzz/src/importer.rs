@@ -408,7 +408,7 @@ impl<'a> Liar<'a> {
             Message::Get { request, .. } | Message::Resolve { request, .. } => {
                 self.wires[index].requests.insert(0, request);
             }
-            Message::Release { .. } => {}
+            Message::Release { .. } | Message::Seen { .. } => {}
             other => panic!("an importer does not say {other:?}"),
         }
         for _ in 0..self.input.below(4) {

@@ -366,16 +366,19 @@ fn answers_to_what_was_never_asked() {
             Message::Resolved { request, range: all(), source: Source::Object { serial: 9 }, writable: true },
             Message::Hole { request },
             Message::ReadOnly { request },
-            Message::Removed { grant: request.wrapping_add(100) },
-            Message::Stale { range: all() },
-            Message::Stale { range: Range::between(0, 1 << 62).unwrap() },
+            Message::Removed { grant: request.wrapping_add(100), number: request },
+            Message::Stale { range: all(), number: request },
+            Message::Stale { range: Range::between(0, 1 << 62).unwrap(), number: request },
         ] {
             wire.send(&message.encode(), &[file.as_fd()]).unwrap();
         }
     }
-    // The permits that it did not want are given back, and nothing else has happened.
-    for _ in numbers {
+    // The permits that it did not want are given back, notices are answered, and nothing else has happened.
+    for request in numbers {
         assert!(matches!(hear(&wire), Some((Message::Release { grant: 77 }, _))));
+        for _ in 0..3 {
+            assert!(matches!(hear(&wire), Some((Message::Seen { number }, _)) if number == request));
+        }
     }
     let request = scene.load_begins(&wire, 3);
     scene.show(&wire, request, 3, 60);
@@ -545,7 +548,7 @@ fn an_exporter_that_talks_all_the_time() {
         for _ in 0..3 {
             let (wire, over) = (&wire, &over);
             scope.spawn(move || {
-                let stale = Message::Stale { range: all() }.encode();
+                let stale = Message::Stale { range: all(), number: 1 }.encode();
                 while !over.load(std::sync::atomic::Ordering::Acquire) {
                     let _ = wire.send(&stale, &[]);
                 }

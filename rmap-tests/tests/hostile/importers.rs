@@ -319,8 +319,8 @@ fn messages_that_are_none() {
         Message::Resolved { request: 1, range, source, writable: true },
         Message::Hole { request: 1 },
         Message::ReadOnly { request: 1 },
-        Message::Stale { range },
-        Message::Removed { grant: 1 },
+        Message::Stale { range, number: 1 },
+        Message::Removed { grant: 1, number: 1 },
     ] {
         is_refused(&scene, &message.encode(), &format!("{message:?}"));
         scene.serves();

@@ -66,11 +66,7 @@ pub(crate) fn private_stamp(index: usize) -> u64 {
 impl Model {
     pub(crate) fn new() -> Self {
         let private = (0..FILE_PAGES).map(private_stamp).collect();
-        Self {
-            pages: vec![None; PAGES],
-            files: vec![vec![0; FILE_PAGES], private],
-            heap: Vec::new(),
-        }
+        Self { pages: vec![None; PAGES], files: vec![vec![0; FILE_PAGES], private], heap: Vec::new() }
     }
 
     pub(crate) fn expected(&self, page: usize) -> Expected {

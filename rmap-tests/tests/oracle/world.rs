@@ -5,9 +5,7 @@ use crate::{
     program::{Access, Kind, Op, PAGES, Segment, Span},
 };
 use rmap_tests::{Actor, PAGE, RDONLY, RDWR, Stage, maps, pattern::Seen};
-use std::{
-    ops::Range,
-};
+use std::ops::Range;
 
 const ARENA: usize = 0x2000_0000_0000;
 /// Pages behind the arena that a thread of the exporter counts in all the time.

@@ -151,7 +151,8 @@ extern "C" fn main(service: *mut c_void) -> *mut c_void {
 impl Service {
     fn run(&mut self) -> ! {
         loop {
-            let patience = self.importer.check_patience(self.calls).into_iter().chain(self.exporter.patience());
+            let patience =
+                self.importer.check_patience(self.calls).into_iter().chain(self.exporter.patience());
             let patience = patience.min();
             let mut ready = [None; 32];
             let mut count = 0;

@@ -106,7 +106,9 @@ pub(crate) fn rounds(arguments: &mut Arguments<'_>) -> Outcome {
         match way {
             Way::Unmap | Way::UnmapFile => call(libc::SYS_munmap, [address, PAGE, 0, 0, 0, 0])?,
             Way::Forget => call(libc::SYS_madvise, [address, PAGE, libc::MADV_DONTNEED as usize, 0, 0, 0])?,
-            Way::Replace | Way::ReplaceFile => call(libc::SYS_mmap, [address, PAGE, RW, FRESH, usize::MAX, 0])?,
+            Way::Replace | Way::ReplaceFile => {
+                call(libc::SYS_mmap, [address, PAGE, RW, FRESH, usize::MAX, 0])?
+            }
             Way::Move => {
                 let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as usize;
                 call(libc::SYS_mremap, [address, PAGE, PAGE, flags, aside, 0])?

@@ -393,7 +393,9 @@ impl Exporter {
     /// Whether the mapping at `page` is the one that was found there. It was not watched then; a change from now on is an event.
     fn is_still(&self, vma: &Vma, page: usize) -> bool {
         let now = self.query.at(page);
-        now.is_some_and(|now| now.shared == vma.shared && now.file == vma.file && now.offset_of(0) == vma.offset_of(0))
+        now.is_some_and(|now| {
+            now.shared == vma.shared && now.file == vma.file && now.offset_of(0) == vma.offset_of(0)
+        })
     }
 }
 

@@ -231,8 +231,12 @@ impl Importer {
                 if !writable && permit.access == Access::ReadWrite {
                     let (file, stores) = (fd.as_fd(), Stores::Trapped);
                     // Only shared memory can be trapped. Of other files a store gets SIGSEGV, also if it would be allowed by now.
-                    if let Ok(staged) = self.stage(local.len(), Trapped { file, offset, stores, holes: false }) {
-                        return self.put_in_place(staged, local.len(), local.start()).map_err(failed("mremap"));
+                    if let Ok(staged) =
+                        self.stage(local.len(), Trapped { file, offset, stores, holes: false })
+                    {
+                        return self
+                            .put_in_place(staged, local.len(), local.start())
+                            .map_err(failed("mremap"));
                     }
                 }
                 // SAFETY: a part of a window.
