@@ -321,6 +321,9 @@ fn messages_that_are_none() {
         Message::ReadOnly { request: 1 },
         Message::Stale { range, number: 1 },
         Message::Removed { grant: 1, number: 1 },
+        // Answers to what was never said.
+        Message::Seen { number: 1 },
+        Message::Seen { number: u32::MAX },
     ] {
         is_refused(&scene, &message.encode(), &format!("{message:?}"));
         scene.serves();

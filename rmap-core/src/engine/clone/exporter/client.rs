@@ -170,9 +170,17 @@ impl Client {
     }
 
     /// It maps nothing any more that this notice or an earlier one told of.
-    pub(crate) fn has_seen(&mut self, number: u32) {
+    ///
+    /// # Errors
+    /// It was never told that.
+    pub(crate) fn has_seen(&mut self, number: u32) -> Result<()> {
+        if number.wrapping_sub(self.seen) > self.told.wrapping_sub(self.seen) {
+            return Err(Error::Invalid("an answer to a notice that was not given"));
+        }
         self.seen = number;
-        self.slow = false;
+        // One that was slow must catch up before it is waited for again.
+        self.slow &= number != self.told;
+        Ok(())
     }
 
     /// Whether a notice is unanswered, but may be answered soon.

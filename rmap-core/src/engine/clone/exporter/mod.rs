@@ -363,10 +363,7 @@ impl Exporter {
                 }
                 self.jobs.push(Job::Resolve { client: number, request }).map_err(failed("mmap"))
             }
-            Message::Seen { number } => {
-                self.clients[index].has_seen(number);
-                Ok(())
-            }
+            Message::Seen { number } => self.clients[index].has_seen(number),
             _ => Err(Error::Invalid("a message that importers do not send")),
         }
     }
