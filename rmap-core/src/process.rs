@@ -11,7 +11,7 @@ use crate::id::Id;
 use crate::log::{self, log};
 use crate::own;
 use crate::range::Range;
-use crate::sys::maps::MapsQuery;
+use crate::sys::maps::Maps;
 use crate::sys::memory::{self, PAGE};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
@@ -288,7 +288,7 @@ pub unsafe fn detach(vaddr: usize) -> Result<()> {
         return engine.unmap(attached.range.start());
     }
     drop(tables);
-    let maps = MapsQuery::new().map_err(failed("open of /proc/thread-self/maps"))?;
+    let maps = Maps::new().map_err(failed("open of /proc/thread-self/maps"))?;
     // The library's own memory may have come to where an attachment was.
     match maps.at(vaddr).filter(|vma| vma.file.is_none() || vma.file != own::file_id().ok()) {
         Some(_) => Err(Error::Invalid("not an attachment")),

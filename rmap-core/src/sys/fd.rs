@@ -2,7 +2,7 @@
 
 use super::maps::FileId;
 use super::procfs::{self, PathBuffer};
-use super::{Errno, SysResult};
+use super::{Errno, SysResult, spare};
 use core::ffi::CStr;
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,7 +14,7 @@ fn flags(writable: bool) -> OFlags {
 }
 
 fn open_as(path: &CStr, file: FileId, writable: bool) -> SysResult<OwnedFd> {
-    let fd = rustix::fs::open(path, flags(writable), Mode::empty())?;
+    let fd = spare::instead_of_one(|| rustix::fs::open(path, flags(writable), Mode::empty()))?;
     if FileId::of(&fd)? == file { Ok(fd) } else { Err(Errno::STALE) }
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn of_mapping(
             }
         }
     }
-    let dir = procfs::open(c"/proc/thread-self/fd")?;
+    let dir = procfs::look_into(c"/proc/thread-self/fd")?;
     let mut found = None;
     procfs::each_numbered_entry(&dir, |number| {
         if found.is_none() {

@@ -4,6 +4,7 @@ use super::memory::ProtFlags;
 use super::{Errno, SysResult, procfs, raw};
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicBool, Ordering};
+use rustix::fs::SeekFrom;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A file as the kernel's maps name it.
@@ -48,14 +49,13 @@ impl Vma {
 /// Room for the longest line: a path of `PATH_MAX` with every byte escaped does not fit, and is cut.
 const BUFFER: usize = 8192;
 
-/// Calls `each` for every mapping with its path, in order of address.
-pub(crate) fn each_vma(mut each: impl FnMut(&Vma, &[u8]) -> ControlFlow<()>) -> SysResult<()> {
-    let fd = procfs::open(c"/proc/thread-self/maps")?;
+fn each_vma(fd: &OwnedFd, mut each: impl FnMut(&Vma, &[u8]) -> ControlFlow<()>) -> SysResult<()> {
+    rustix::fs::seek(fd, SeekFrom::Start(0))?;
     let mut buffer = [0u8; BUFFER];
     let mut filled = 0;
     let mut skipping = false;
     loop {
-        let count = match rustix::io::read(&fd, &mut buffer[filled..]) {
+        let count = match rustix::io::read(fd, &mut buffer[filled..]) {
             Ok(count) => count,
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno),
@@ -120,9 +120,9 @@ fn parse(line: &[u8]) -> Option<(Vma, &[u8])> {
     Some((vma, path))
 }
 
-/// Looks mappings up by address.
+/// The mappings of this process: one after the other, and by address.
 #[derive(Debug)]
-pub(crate) struct MapsQuery {
+pub(crate) struct Maps {
     fd: OwnedFd,
     supported: AtomicBool,
 }
@@ -150,13 +150,18 @@ struct QueryArgs {
 const QUERY: usize = 0xc068_6611;
 const COVERING_OR_NEXT: u64 = 0x10;
 
-impl MapsQuery {
+impl Maps {
     pub(crate) fn new() -> SysResult<Self> {
         Ok(Self { fd: procfs::open(c"/proc/thread-self/maps")?, supported: AtomicBool::new(true) })
     }
 
     pub(crate) fn descriptor(&self) -> i32 {
         self.fd.as_raw_fd()
+    }
+
+    /// Calls `each` for every mapping with its path, in order of address. It must not ask for mappings in turn.
+    pub(crate) fn each_vma(&self, each: impl FnMut(&Vma, &[u8]) -> ControlFlow<()>) -> SysResult<()> {
+        each_vma(&self.fd, each)
     }
 
     /// The mapping that covers `addr`, else the next one above it.
@@ -169,7 +174,7 @@ impl MapsQuery {
             }
         }
         let mut found = None;
-        let _ = each_vma(|vma, _| {
+        let _ = self.each_vma(|vma, _| {
             if vma.end > addr {
                 found = Some(*vma);
                 return ControlFlow::Break(());
@@ -224,15 +229,33 @@ pub(crate) struct Attributes {
     pub(crate) protection_key: u32,
 }
 
-/// The attributes of the mapping that covers `addr`, from `smaps`.
-pub(crate) fn attributes(addr: usize) -> SysResult<Attributes> {
-    let fd = procfs::open(c"/proc/thread-self/smaps")?;
+/// `/proc/thread-self/smaps`.
+#[derive(Debug)]
+pub(crate) struct Smaps(OwnedFd);
+
+impl Smaps {
+    pub(crate) fn new() -> SysResult<Self> {
+        Ok(Self(procfs::open(c"/proc/thread-self/smaps")?))
+    }
+
+    pub(crate) fn descriptor(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
+    /// The attributes of the mapping that covers `addr`.
+    pub(crate) fn attributes(&self, addr: usize) -> SysResult<Attributes> {
+        attributes(&self.0, addr)
+    }
+}
+
+fn attributes(fd: &OwnedFd, addr: usize) -> SysResult<Attributes> {
+    rustix::fs::seek(fd, SeekFrom::Start(0))?;
     let mut buffer = [0u8; BUFFER];
     let mut filled = 0;
     let mut inside = false;
     let mut found = Attributes::default();
     loop {
-        let count = match rustix::io::read(&fd, &mut buffer[filled..]) {
+        let count = match rustix::io::read(fd, &mut buffer[filled..]) {
             Ok(0) => return Ok(found),
             Ok(count) => count,
             Err(Errno::INTR) => continue,
@@ -296,16 +319,17 @@ mod tests {
 
     #[test]
     fn the_query_agrees_with_the_text() {
-        let query = MapsQuery::new().unwrap();
+        let query = Maps::new().unwrap();
         let here = core::ptr::from_ref(&query).addr();
         let mut text = None;
-        each_vma(|vma, _| {
-            if (vma.start..vma.end).contains(&here) {
-                text = Some(*vma);
-            }
-            ControlFlow::Continue(())
-        })
-        .unwrap();
+        query
+            .each_vma(|vma, _| {
+                if (vma.start..vma.end).contains(&here) {
+                    text = Some(*vma);
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
         let queried = query.at(here).unwrap();
         let text = text.unwrap();
         // The stack may have grown in between.

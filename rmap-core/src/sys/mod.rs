@@ -13,6 +13,7 @@ pub(crate) mod ptrace;
 pub(crate) mod raw;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod spare;
 pub(crate) mod sysv;
 pub(crate) mod thread;
 pub(crate) mod uffd;

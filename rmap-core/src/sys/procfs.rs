@@ -1,6 +1,7 @@
 //! Small reads of `/proc`, without allocation. The address space is read through `/proc/thread-self`: where the first thread of a
 //! process has ended, `/proc/self` shows none.
 
+use super::spare::{self, Temporary};
 use super::{Errno, SysResult};
 use core::ffi::CStr;
 use core::fmt::Write;
@@ -38,14 +39,19 @@ impl Write for PathBuffer {
     }
 }
 
-/// Opens `path` for reading.
+/// Opens `path` for reading, for good.
 pub(crate) fn open(path: &CStr) -> SysResult<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// Opens `path` for reading, for a moment.
+pub(crate) fn look_into(path: &CStr) -> SysResult<Temporary> {
+    spare::instead_of_one(|| open(path)).map(Temporary::from)
+}
+
 /// Reads the start of the file at `path`; returns the bytes read.
 pub(crate) fn read_small<'a>(path: &CStr, buffer: &'a mut [u8]) -> SysResult<&'a [u8]> {
-    let fd = open(path)?;
+    let fd = look_into(path)?;
     let mut filled = 0;
     while filled < buffer.len() {
         match rustix::io::read(&fd, &mut buffer[filled..]) {
@@ -96,11 +102,29 @@ pub(crate) enum Blocked {
     InFault { instruction: usize },
 }
 
+/// Reads the start of a file about a thread of this process; `None` if the thread is gone, or the kernel does not tell.
+///
+/// # Errors
+/// There is no descriptor or no memory to read it with.
+fn about_thread<'a>(tid: u32, name: &str, buffer: &'a mut [u8]) -> SysResult<Option<&'a [u8]>> {
+    let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/{name}"));
+    match read_small(path.as_c_str(), buffer) {
+        Ok(text) => Ok(Some(text)),
+        Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => Err(errno),
+        Err(_) => Ok(None),
+    }
+}
+
 /// Where thread `tid` of this process sleeps; `None` if it runs or is gone.
-pub(crate) fn blocked(tid: u32) -> Option<Blocked> {
-    let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/syscall"));
+///
+/// # Errors
+/// There is no descriptor or no memory to find out with.
+pub(crate) fn blocked(tid: u32) -> SysResult<Option<Blocked>> {
     let mut buffer = [0; 256];
-    let text = read_small(path.as_c_str(), &mut buffer).ok()?;
+    Ok(about_thread(tid, "syscall", &mut buffer)?.and_then(parse_syscall))
+}
+
+fn parse_syscall(text: &[u8]) -> Option<Blocked> {
     let mut words = text.split(|b| *b == b' ' || *b == b'\n');
     let call = words.next()?;
     if call == b"-1" {
@@ -124,22 +148,20 @@ pub(crate) fn is_hidden(tid: u32) -> bool {
 }
 
 /// Whether thread `tid` waits for a userfaultfd event to be read. `None` where the kernel does not tell.
-pub(crate) fn waits_for_event(tid: u32) -> Option<bool> {
-    let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/wchan"));
+///
+/// # Errors
+/// There is no descriptor or no memory to find out with.
+pub(crate) fn waits_for_event(tid: u32) -> SysResult<Option<bool>> {
     let mut buffer = [0; 96];
-    let text = read_small(path.as_c_str(), &mut buffer).ok()?;
     // "0": running, or hidden.
-    if text == b"0" {
-        return None;
-    }
-    Some(text.starts_with(b"userfaultfd_event_wait"))
+    let text = about_thread(tid, "wchan", &mut buffer)?.filter(|text| *text != b"0");
+    Ok(text.map(|text| text.starts_with(b"userfaultfd_event_wait")))
 }
 
 /// Whether thread `tid` would not see signal `number` now: it blocks or the process ignores it.
 pub(crate) fn signal_held_back(tid: u32, number: i32) -> bool {
-    let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/status"));
     let mut buffer = [0; 4096];
-    let Ok(text) = read_small(path.as_c_str(), &mut buffer) else {
+    let Ok(Some(text)) = about_thread(tid, "status", &mut buffer) else {
         return true;
     };
     let bit = 1 << (number - 1);

@@ -163,6 +163,18 @@ pub(crate) fn time() -> Duration {
     clock(libc::CLOCK_MONOTONIC as usize).unwrap_or_default()
 }
 
+/// Whether thread `tid` of this process still has its memory: not once it has exited.
+pub(crate) fn has_memory(tid: u32) -> bool {
+    let mut byte = 0u8;
+    let target = core::ptr::from_mut(&mut byte).expose_provenance();
+    let (from, to) = ([core::ptr::from_ref(&tid).expose_provenance(), 1], [target, 1]);
+    let vectors = [from.as_ptr().expose_provenance(), to.as_ptr().expose_provenance()];
+    // SAFETY: reads a byte of `tid`, whose address is good in all threads of this process, into one on this stack.
+    let read =
+        unsafe { raw::syscall(libc::SYS_process_vm_readv, [tid as usize, vectors[1], 1, vectors[0], 1, 0]) };
+    read != Err(Errno::SRCH)
+}
+
 /// How long thread `tid` of this process has been on a core; `None` if it is gone.
 pub(crate) fn time_on_core(tid: u32) -> Option<Duration> {
     // The kernel's id of a thread's clock (`man 3 pthread_getcpuclockid`).

@@ -40,7 +40,7 @@ pub(crate) enum Event {
     /// `madvise` is about to drop the pages of a range.
     Dropping { start: usize, end: usize },
     /// A range was unmapped.
-    Unmapped,
+    Unmapped { start: usize, end: usize },
     /// Anything else.
     Other,
 }
@@ -186,7 +186,7 @@ impl Userfaultfd {
             },
             0x14 => Event::Moved { from: word(8), to: word(16), len: word(24) },
             0x15 => Event::Dropping { start: word(8), end: word(16) },
-            0x16 => Event::Unmapped,
+            0x16 => Event::Unmapped { start: word(8), end: word(16) },
             _ => Event::Other,
         }))
     }

@@ -481,3 +481,26 @@ fn a_guest_that_keeps_an_object() {
     drop((wire, object));
     scene.ends();
 }
+
+#[test]
+fn more_guests_than_descriptors() {
+    let mut scene = Scene::new("more_guests_than_descriptors");
+    // A limit of 200 descriptors, as two words.
+    let limit = scene.exporter.number("text c800000000000000c800000000000000");
+    scene.exporter.sys(libc::SYS_prlimit64, &[0, libc::RLIMIT_NOFILE as usize, limit, 0]).unwrap();
+    let crowd: Vec<Wire> = (0..400).map(|_| scene.connect()).collect();
+    // Whoever was there before them is served.
+    for _ in 0..5 {
+        scene.serves();
+    }
+    // Those for whom there is no room are told so, and do not wait.
+    let shut_out = crowd.iter().filter(|wire| matches!(wire.receive(Duration::ZERO), Ok(None))).count();
+    scene.exporter.wait_until("the exporter hangs up on some", || {
+        shut_out > 0 || crowd.iter().any(|wire| matches!(wire.receive(Duration::ZERO), Ok(None)))
+    });
+    drop(crowd);
+    let (wire, grant, range) = scene.guest();
+    assert!(matches!(ask(&wire, resolve(1, grant, ARENA, range)), Some(Message::Resolved { .. })));
+    drop(wire);
+    scene.ends();
+}

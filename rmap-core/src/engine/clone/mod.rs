@@ -149,6 +149,7 @@ impl Engine for CloneEngine {
         if addr != 0 {
             service::close_inherited(addr, count);
         }
+        crate::sys::spare::forget_after_fork();
         crate::own::forget_after_fork();
     }
 }

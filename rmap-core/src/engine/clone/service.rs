@@ -15,6 +15,7 @@ use crate::own::{OwnMemory, OwnVec};
 use crate::range::Range;
 use crate::sys::event::{Doorbell, Poller, Ready};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
+use crate::sys::spare::{self, Spares};
 use crate::sys::{Errno, procfs, socket, thread};
 use core::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -33,6 +34,8 @@ const STACK: usize = 512 << 10;
 struct Service {
     endpoint: Endpoint,
     listener: OwnedFd,
+    /// Why nobody can be let in now.
+    deaf: Option<Errno>,
     poller: Poller,
     calls: &'static Calls,
     exporter: Exporter,
@@ -113,6 +116,8 @@ pub(crate) fn start(config: Config) -> Result<Running> {
     let importer = Importer::new(config)?;
     let calls = Calls::new().map_err(failed("mmap"))?;
     let calls: &'static Calls = place_in_own_memory(calls)?;
+    let spares: &'static Spares = place_in_own_memory(Spares::new(calls.doorbell().as_fd()))?;
+    spares.install();
     let (endpoint, listener) = listen()?;
     let poller = Poller::new().map_err(failed("epoll_create"))?;
     let watched = [
@@ -124,7 +129,7 @@ pub(crate) fn start(config: Config) -> Result<Running> {
     for (fd, token) in watched {
         poller.add(fd, token).map_err(failed("epoll_ctl"))?;
     }
-    let service = Service { endpoint, listener, poller, calls, exporter, importer, fork: None };
+    let service = Service { endpoint, listener, deaf: None, poller, calls, exporter, importer, fork: None };
     let service = place_in_own_memory(service)?;
     // Not own memory, which a forked child does not have: glibc keeps the thread's descriptor on the stack, and visits it in
     // the child. Guard pages on both sides keep the kernel from joining it with memory that is adopted.
@@ -143,6 +148,8 @@ pub(crate) fn start(config: Config) -> Result<Running> {
 
 extern "C" fn main(service: *mut c_void) -> *mut c_void {
     thread::widen_affinity();
+    spare::claim();
+    let _ = spare::refill();
     // SAFETY: `start` passes the service, which nobody else refers to and which is never freed.
     let service = unsafe { &mut *service.cast::<Service>() };
     service.run()
@@ -154,6 +161,7 @@ impl Service {
             let patience =
                 self.importer.check_patience(self.calls).into_iter().chain(self.exporter.patience());
             let patience = patience.min();
+            let deaf = self.deaf.is_some();
             let mut ready = [None; 32];
             let mut count = 0;
             let waited = self.poller.wait(patience, |event| {
@@ -173,13 +181,47 @@ impl Service {
             for event in ready.iter().flatten().filter(|event| watched(event)) {
                 self.dispatch(event);
             }
-            for event in ready.iter().flatten().filter(|event| !watched(event)) {
+            let knocking = |event: &Ready| event.token & KIND == LISTENER;
+            for event in ready.iter().flatten().filter(|event| !watched(event) && !knocking(event)) {
+                self.dispatch(event);
+            }
+            // Last, so that whoever has come before is not sent away with a question unread.
+            for event in ready.iter().flatten().filter(|event| knocking(event)) {
                 self.dispatch(event);
             }
             if let Some(ticket) = self.exporter.step(self.calls) {
                 self.release_fork(ticket);
             }
             self.exporter.mind_importers(self.calls, &self.poller, WATCHER);
+            self.take_stock(deaf);
+        }
+    }
+
+    /// Makes up for the spare descriptors of this round, and lets others in again: if descriptors are free now, or if something has
+    /// happened since that was impossible for another reason.
+    fn take_stock(&mut self, deaf: bool) {
+        let whole = spare::refill().is_ok();
+        let hopeful = self.deaf.is_some_and(|errno| deaf || errno == Errno::MFILE);
+        if hopeful && whole && self.poller.add(&self.listener, LISTENER).is_ok() {
+            self.deaf = None;
+        }
+    }
+
+    /// Lets in who knocks. Without a free descriptor, a guest makes room.
+    fn let_in(&mut self) {
+        loop {
+            match socket::accept(&self.listener) {
+                Ok(Some(fd)) => return self.exporter.connected(fd, &self.poller, CLIENT),
+                Ok(None) => return,
+                Err(Errno::MFILE) if self.exporter.dismiss_guest() || spare::give_up_one() => {}
+                Err(errno) => {
+                    log!(Error, "accept: {errno}");
+                    // It would be ready for ever.
+                    self.poller.remove(&self.listener);
+                    self.deaf = Some(errno);
+                    return;
+                }
+            }
         }
     }
 
@@ -192,11 +234,7 @@ impl Service {
                     self.serve(ticket, call);
                 }
             }
-            LISTENER => match socket::accept(&self.listener) {
-                Ok(Some(fd)) => self.exporter.connected(fd, &self.poller, CLIENT),
-                Ok(None) => {}
-                Err(errno) => log!(Error, "accept: {errno}"),
-            },
+            LISTENER => self.let_in(),
             WATCHER => self.exporter.on_events(),
             TRAP => self.importer.on_faults(&self.poller, HOST),
             CLIENT => {
@@ -271,6 +309,7 @@ impl Service {
                     // SAFETY: made for the child of this fork, which has its own by now.
                     let _ = unsafe { memory::unmap(addr, len) };
                 }
+                spare::fork_is_over();
                 self.exporter.fork_ends();
                 Ok(Answer::Done)
             }
@@ -295,6 +334,7 @@ impl Service {
         note(self.listener.as_raw_fd());
         note(self.poller.as_fd().as_raw_fd());
         note(self.calls.doorbell().as_fd().as_raw_fd());
+        spare::each_descriptor(&mut note);
         self.exporter.each_descriptor(&mut note);
         self.importer.each_descriptor(&mut note);
         result?;

@@ -131,6 +131,11 @@ impl Client {
         self.send(granted, Some(descriptor))
     }
 
+    /// It can do nothing but ask for a permit.
+    pub(crate) fn is_guest(&self) -> bool {
+        self.grants.is_empty()
+    }
+
     pub(crate) fn find_grant(&self, number: u32) -> Option<Grant> {
         let index = self.grants.binary_search_by_key(&number, |grant| grant.number).ok()?;
         self.grants.get(index).copied().filter(|grant| !grant.removed)

@@ -22,6 +22,7 @@ use crate::sys::thread;
 use crate::sys::uffd::Event;
 use core::ops::ControlFlow;
 use core::time::Duration;
+use std::os::fd::OwnedFd;
 
 /// What the held threads have asked for.
 #[derive(Debug)]
@@ -79,44 +80,57 @@ const GLANCE: Duration = Duration::from_micros(50);
 ///
 /// Reading an event wakes all threads that are held, and each falls asleep again at once, when it gets a core. With `settle`,
 /// a thread that is awake is therefore watched until it sleeps, or has run for longer than that takes.
-fn held_threads(settle: bool) -> Result<Held> {
+fn held_threads(tasks: &OwnedFd, settle: bool) -> Result<Held> {
     let mut held = Held::none();
     let mut awake: OwnVec<(u32, Option<Duration>)> = OwnVec::new();
-    let tasks = procfs::open(c"/proc/self/task").map_err(failed("open of /proc/self/task"))?;
     let this = thread::id();
     let mut result = Ok(());
-    procfs::each_numbered_entry(&tasks, |tid| {
-        if tid == this || procfs::waits_for_event(tid) == Some(false) {
-            return;
+    procfs::each_numbered_entry(tasks, |tid| {
+        if tid != this && result.is_ok() {
+            result = note_thread(tid, &mut held, &mut awake);
         }
-        let noted = match procfs::blocked(tid) {
-            Some(Blocked::In { call, args }) => held.note(call, args),
-            Some(Blocked::InFault { .. }) => Ok(()),
-            None => awake.push((tid, thread::time_on_core(tid))),
-        };
-        result = result.and(noted);
     })
+    .and(result)
     .map_err(failed("read of /proc/self/task"))?;
-    result.map_err(failed("mmap"))?;
+    let mut result = Ok(());
     let start = thread::time();
     let starved = || thread::time().saturating_sub(start) > STARVED;
     while (settle || held.is_empty()) && !awake.is_empty() && !starved() {
         thread::pause(GLANCE);
-        awake.retain(|(tid, before)| match procfs::waits_for_event(*tid) {
-            Some(true) => match procfs::blocked(*tid) {
-                Some(Blocked::In { call, args }) => {
-                    result = result.and(held.note(call, args));
-                    false
-                }
-                _ => !procfs::is_hidden(*tid),
-            },
-            Some(false) => false,
-            None => thread::time_on_core(*tid)
-                .is_some_and(|now| now.saturating_sub(before.unwrap_or_default()) < MOMENT),
+        awake.retain(|(tid, before)| {
+            note_awake(*tid, *before, &mut held).unwrap_or_else(|errno| {
+                result = Err(errno);
+                false
+            })
         });
     }
-    result.map_err(failed("mmap"))?;
+    result.map_err(failed("read of /proc/self/task"))?;
     Ok(held)
+}
+
+/// Notes what a thread is held in, or that it is awake.
+fn note_thread(tid: u32, held: &mut Held, awake: &mut OwnVec<(u32, Option<Duration>)>) -> SysResult<()> {
+    if procfs::waits_for_event(tid)? == Some(false) {
+        return Ok(());
+    }
+    match procfs::blocked(tid)? {
+        Some(Blocked::In { call, args }) => held.note(call, args),
+        Some(Blocked::InFault { .. }) => Ok(()),
+        None => awake.push((tid, thread::time_on_core(tid))),
+    }
+}
+
+/// Whether a thread that was awake, after so long on a core, must be looked at again.
+fn note_awake(tid: u32, before: Option<Duration>, held: &mut Held) -> SysResult<bool> {
+    match procfs::waits_for_event(tid)? {
+        Some(true) => match procfs::blocked(tid)? {
+            Some(Blocked::In { call, args }) => held.note(call, args).map(|()| false),
+            _ => Ok(true),
+        },
+        Some(false) => Ok(false),
+        None => Ok(thread::time_on_core(tid)
+            .is_some_and(|now| now.saturating_sub(before.unwrap_or_default()) < MOMENT)),
+    }
 }
 
 /// A move that an event has told of.
@@ -162,6 +176,9 @@ impl Exporter {
             match self.watchers.read(watcher) {
                 Ok(Some(Event::Dropping { start, end })) => self.after_drop(start, end, held.ok().as_ref()),
                 Ok(Some(Event::Moved { from, to, len })) => self.after_move(from, to, len),
+                Ok(Some(Event::Unmapped { start, end })) if held.is_err() => {
+                    self.after_unseen_unmap(start, end)
+                }
                 Ok(_) => {}
                 Err(errno) => {
                     log!(Error, "read of a userfaultfd: {errno}");
@@ -172,7 +189,7 @@ impl Exporter {
     }
 
     fn before_event(&mut self, settle: bool) -> Result<Held> {
-        let held = held_threads(settle)?;
+        let held = self.held_threads(settle);
         self.reconcile_with(&held)?;
         // A range of several mappings gives an event for each. All of it is about to be dropped by the same call.
         for range in held.drops.iter() {
@@ -194,8 +211,29 @@ impl Exporter {
     fn after_move(&mut self, from: usize, to: usize, len: usize) {
         let Some(from) = Range::new(from, len) else { return };
         let noted = self.moves.push(Move { from, to }).map_err(failed("mmap"));
+        self.lost_moves |= noted.is_err();
         if let Err(error) = noted.and_then(|()| self.reconcile()) {
             log!(Error, "following the address space: {error}");
+        }
+    }
+
+    /// What has become of the address space cannot be known. Importers lose at least what the event names, unless it may have moved:
+    /// then it is this process's still.
+    fn after_unseen_unmap(&mut self, start: usize, end: usize) {
+        let Some(range) = Range::between(start, end) else { return };
+        if self.lost_moves || self.moves.iter().any(|moved| moved.from.overlaps(range)) {
+            return log!(Error, "{range} may be seen although it is gone");
+        }
+        for object in self.objects.iter() {
+            if let Err(errno) = object.punch(range) {
+                log!(Error, "punching {range}: {errno}");
+            }
+        }
+        let _ = self.backed.remove(range);
+        self.private_files.forget(range);
+        if self.shared.next_in(range).is_some() {
+            let _ = self.shared.remove(range);
+            self.tell_stale(range);
         }
     }
 
@@ -214,7 +252,17 @@ impl Exporter {
 
     /// Makes objects and tables agree with the maps.
     pub(super) fn reconcile(&mut self) -> Result<()> {
-        self.reconcile_with(&held_threads(false)?)
+        let held = self.held_threads(false);
+        self.reconcile_with(&held)
+    }
+
+    /// What the held threads have asked for, as far as that is to be learned: the maps tell what is gone all the same, and an
+    /// event what is dropped.
+    fn held_threads(&self, settle: bool) -> Held {
+        held_threads(&self.tasks, settle).unwrap_or_else(|error| {
+            log!(Error, "what holds threads is not known: {error}");
+            Held::none()
+        })
     }
 
     fn reconcile_with(&mut self, held: &Held) -> Result<()> {
@@ -253,6 +301,7 @@ impl Exporter {
         let moved = self.bring_home(&known, &gone);
         if unread.is_empty() {
             self.moves.clear();
+            self.lost_moves = false;
         }
         for span in gone.iter() {
             self.punch_unmapped(span.range);
@@ -318,7 +367,7 @@ impl Exporter {
     /// Reads the maps.
     fn survey(&self, survey: &mut Survey) -> Result<()> {
         let mut result = Ok(());
-        let read = maps::each_vma(|vma, _| {
+        let read = self.maps.each_vma(|vma, _| {
             if let (Some(file), Some(range)) = (vma.file, Range::between(vma.start, vma.end)) {
                 if let Err(errno) = self.survey_mapping(vma, file, range, survey) {
                     result = Err(failed("mmap")(errno));
@@ -392,7 +441,7 @@ impl Exporter {
         let Some(to) = from.shifted(from.start(), all.start()) else { return Ok(()) };
         let known = gone.iter().find(|g| g.value.serial == serial && g.range.overlaps(from));
         let value = known.map_or(Backing { serial, origin: Origin::Private }, |known| known.value);
-        let attributes = maps::attributes(vma.start).unwrap_or_default();
+        let attributes = self.smaps.attributes(vma.start).unwrap_or_default();
         self.rehome_part(serial, value, from, to, vma, &attributes)?;
         // Behind it the mapping has grown, over offsets that are not its own.
         self.grow_fresh(to.end(), all.end(), vma)

@@ -290,13 +290,17 @@ fn stop_all(shared: &Shared, tables: &mut Tables) -> SysResult<()> {
 fn has_exited(tasks: BorrowedFd<'_>, tid: u32) -> bool {
     let path = PathBuffer::format(format_args!("{tid}/stat"));
     let mut buffer = [0; 128];
-    let Ok(fd) = rustix::fs::openat(
+    let opened = rustix::fs::openat(
         tasks.as_fd(),
         path.as_c_str(),
-        rustix::fs::OFlags::RDONLY,
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
-    ) else {
-        return true;
+    );
+    let fd = match opened {
+        Ok(fd) => fd,
+        Err(Errno::NOENT | Errno::SRCH) => return true,
+        // No descriptor is left to look with. Whoever has exited has no memory any more.
+        Err(_) => return !thread::has_memory(tid),
     };
     let Ok(count) = rustix::io::read(&fd, &mut buffer) else {
         return true;

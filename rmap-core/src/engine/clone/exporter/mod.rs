@@ -15,17 +15,17 @@ mod rights;
 mod watch;
 
 use super::calls::{Answer, Calls, Ticket};
-use super::protocol::Message;
+use super::protocol::{Access, Message};
 use crate::config::Config;
 use crate::error::{Error, Result, failed};
 use crate::id::Id;
 use crate::log::log;
 use crate::own::{OwnVec, RangeTable};
 use crate::range::Range;
-use crate::sys::Errno;
 use crate::sys::event::{Doorbell, Poller};
-use crate::sys::maps::{self, Attributes, FileId, MapsQuery, Vma};
+use crate::sys::maps::{Attributes, FileId, Maps, Smaps, Vma};
 use crate::sys::pagemap::Pagemap;
+use crate::sys::{Errno, procfs, spare};
 use adopt::{Backing, Origin};
 use client::Client;
 use core::ops::ControlFlow;
@@ -115,12 +115,17 @@ pub(crate) struct Exporter {
     inherited: OwnVec<FileId>,
     /// Moves whose memory has not been brought home yet.
     moves: OwnVec<Move>,
+    /// There was no room to note one.
+    lost_moves: bool,
     jobs: OwnVec<Job>,
     freezer: Freezer,
     /// A thread is between the start and the end of `fork`: nothing is adopted.
     forking: bool,
     watchers: Watchers,
-    query: MapsQuery,
+    /// The threads of this process.
+    tasks: OwnedFd,
+    maps: Maps,
+    smaps: Smaps,
     pagemap: Pagemap,
     /// Of the mapping adopted from last: they are slow to read, and a mapping is adopted in pieces.
     attributes: Option<(Range, Attributes)>,
@@ -146,12 +151,15 @@ impl Exporter {
             own_files: OwnVec::new(),
             inherited: OwnVec::new(),
             moves: OwnVec::new(),
+            lost_moves: false,
             jobs: OwnVec::new(),
             freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
             forking: false,
             watchers: Watchers::new()
                 .map_err(missing("userfaultfd with events on shared memory (Linux 5.19)"))?,
-            query: MapsQuery::new().map_err(missing("/proc/thread-self/maps"))?,
+            tasks: procfs::open(c"/proc/self/task").map_err(missing("/proc/self/task"))?,
+            maps: Maps::new().map_err(missing("/proc/thread-self/maps"))?,
+            smaps: Smaps::new().map_err(missing("/proc/thread-self/smaps"))?,
             pagemap: Pagemap::new().map_err(missing("/proc/thread-self/pagemap"))?,
             attributes: None,
         })
@@ -285,9 +293,61 @@ impl Exporter {
                 let watched = poller.add(client.socket(), token | u64::from(number));
                 if watched.is_ok() && self.clients.push(client).is_ok() {
                     self.next_client = self.next_client.wrapping_add(1).max(1);
+                    self.limit_guests();
                 }
             }
             Err(errno) => log!(Warn, "a connection without credentials: {errno}"),
+        }
+    }
+
+    /// The process that has been connected without a permit for longest, but for this one.
+    fn oldest_guest(&self, but: Option<u32>) -> Option<u32> {
+        let guest = self.clients.iter().find(|client| client.is_guest() && Some(client.number) != but);
+        guest.map(|client| client.number)
+    }
+
+    /// Hangs up on the oldest guest, unless that gets a permit now. False if there is none.
+    pub(crate) fn dismiss_guest(&mut self) -> bool {
+        while let Some(number) = self.oldest_guest(None) {
+            // It may have asked a moment ago.
+            self.client_readable(number);
+            let Some(index) = self.client(number) else { return true };
+            if self.clients[index].is_guest() {
+                self.send_away(number);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Has guests leave who are too many: whoever may do nothing here must not take the application's descriptors.
+    fn limit_guests(&mut self) {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let Some(most) = limit.map(|limit| limit / 4) else { return };
+        while self.clients.iter().filter(|client| client.is_guest()).count() as u64 > most {
+            if !self.dismiss_guest() {
+                return;
+            }
+        }
+    }
+
+    fn send_away(&mut self, number: u32) {
+        if let Some(index) = self.client(number) {
+            log!(Warn, "process {} has no permit and is sent away", self.clients[index].pid());
+            drop(self.clients.remove(index));
+        }
+    }
+
+    /// Does what takes descriptors. Guests make room for them, but for the one that asks.
+    fn with_room<T>(&mut self, but: Option<u32>, mut make: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        loop {
+            match make(self) {
+                Err(Error::OutOfResources { call, errno: Errno::MFILE }) => match self.oldest_guest(but) {
+                    Some(guest) => self.send_away(guest),
+                    None => return Err(Error::OutOfResources { call, errno: Errno::MFILE }),
+                },
+                made => return made,
+            }
         }
     }
 
@@ -336,22 +396,7 @@ impl Exporter {
 
     fn handle(&mut self, number: u32, index: usize, message: Message) -> Result<()> {
         match message {
-            Message::Get { request, segment, access } => {
-                let found = self.segments.iter_mut().find(|s| s.counter == segment);
-                let client = &mut self.clients[index];
-                let Some(segment) = found else {
-                    return client.refuse(request, &Error::NoSuchId);
-                };
-                if !client.passes(&self.creator, segment.mode, access) {
-                    return client.refuse(request, &Error::Denied);
-                }
-                segment.strangers |= client.uid() != rustix::process::geteuid().as_raw();
-                let object = match self.objects.for_domain(segment.range, false) {
-                    Ok(object) => object,
-                    Err(error) => return client.refuse(request, &error),
-                };
-                client.grant(request, segment.counter, segment.range, access, object)
-            }
+            Message::Get { request, segment, access } => self.give_permit(number, request, segment, access),
             Message::Release { grant } => {
                 self.clients[index].release(grant);
                 Ok(())
@@ -365,6 +410,39 @@ impl Exporter {
             }
             Message::Seen { number } => self.clients[index].has_seen(number),
             _ => Err(Error::Invalid("a message that importers do not send")),
+        }
+    }
+
+    /// Answers a process that asks for a permit.
+    fn give_permit(&mut self, number: u32, request: u32, segment: u32, access: Access) -> Result<()> {
+        let Some(index) = self.client(number) else { return Ok(()) };
+        let client = &self.clients[index];
+        let Some(place) = self.segments.iter().position(|s| s.counter == segment) else {
+            return client.refuse(request, &Error::NoSuchId);
+        };
+        let segment = self.segments[place];
+        if !client.passes(&self.creator, segment.mode, access) {
+            return client.refuse(request, &Error::Denied);
+        }
+        let stranger = client.uid() != rustix::process::geteuid().as_raw();
+        let made = self.with_room(Some(number), |exporter| {
+            let serial = exporter.objects.for_domain(segment.range, false)?.serial;
+            // Whoever has a permit stays: not in place of a spare descriptor.
+            spare::refill().map_err(failed("fcntl"))?;
+            Ok(serial)
+        });
+        let Some(index) = self.client(number) else { return Ok(()) };
+        let client = &mut self.clients[index];
+        match made.map(|serial| self.objects.get(serial)) {
+            Ok(Some(object)) => {
+                self.segments[place].strangers |= stranger;
+                client.grant(request, segment.counter, segment.range, access, object)
+            }
+            Ok(None) => client.refuse(request, &Error::NoSuchId),
+            Err(error) => {
+                log!(Warn, "no permit for process {}: {error}", client.pid());
+                client.refuse(request, &error)
+            }
         }
     }
 
@@ -478,13 +556,13 @@ impl Exporter {
         };
         if !matches!(backing.origin, Origin::Copied(_)) {
             let mut addr = part.start();
-            while let Some(vma) = self.query.at_or_after(addr).filter(|vma| vma.start < part.end()) {
+            while let Some(vma) = self.maps.at_or_after(addr).filter(|vma| vma.start < part.end()) {
                 addr = vma.end;
                 let mapped = Range::between(vma.start, vma.end).and_then(|all| all.intersection(part));
                 let Some(piece) = mapped.filter(|_| object.is_at_home(&vma)) else {
                     continue;
                 };
-                let attributes = maps::attributes(piece.start()).unwrap_or_default();
+                let attributes = self.smaps.attributes(piece.start()).unwrap_or_default();
                 // SAFETY: all threads stand still.
                 let moved = unsafe {
                     if backing.origin == Origin::Shared {
@@ -524,15 +602,16 @@ impl Exporter {
     fn note_inherited(&mut self) -> Result<()> {
         let (objects, inherited) = (&self.objects, &mut self.inherited);
         let mut result = Ok(());
-        maps::each_vma(|vma, path| {
-            if let Some(file) = vma.file.filter(|_| vma.shared && path.ends_with(b" (deleted)")) {
-                if objects.of_file(file).is_none() && !inherited.contains(&file) {
-                    result = inherited.push(file);
+        self.maps
+            .each_vma(|vma, path| {
+                if let Some(file) = vma.file.filter(|_| vma.shared && path.ends_with(b" (deleted)")) {
+                    if objects.of_file(file).is_none() && !inherited.contains(&file) {
+                        result = inherited.push(file);
+                    }
                 }
-            }
-            if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })
-        .map_err(failed("read of /proc/thread-self/maps"))?;
+                if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })
+            .map_err(failed("read of /proc/thread-self/maps"))?;
         result.map_err(failed("mmap"))
     }
 
@@ -553,7 +632,9 @@ impl Exporter {
         }
         self.freezer.each_descriptor(&mut each);
         self.watchers.each_descriptor(&mut each);
-        each(self.query.descriptor());
+        each(self.tasks.as_raw_fd());
+        each(self.maps.descriptor());
+        each(self.smaps.descriptor());
         each(self.pagemap.descriptor());
     }
 }

@@ -4,7 +4,7 @@ use super::object::MAPS_PATH;
 use crate::own::file_id;
 use crate::range::Range;
 use crate::sys::SysResult;
-use crate::sys::maps::{self, FileId, Vma};
+use crate::sys::maps::{FileId, Maps, Vma};
 use crate::sys::memory::{HUGE_PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
 use core::ops::ControlFlow;
@@ -22,9 +22,9 @@ pub(crate) struct Mapping {
 
 impl Mapping {
     /// The mapping that covers `addr`.
-    pub(crate) fn at(addr: usize) -> SysResult<Option<Self>> {
+    pub(crate) fn at(maps: &Maps, addr: usize) -> SysResult<Option<Self>> {
         let mut found = None;
-        maps::each_vma(|vma, path| {
+        maps.each_vma(|vma, path| {
             if vma.end <= addr {
                 return ControlFlow::Continue(());
             }
@@ -74,6 +74,7 @@ pub(crate) fn plan(
     addr: usize,
     run: u32,
     limit: Range,
+    maps: &Maps,
     pagemap: &Pagemap,
 ) -> SysResult<Plan> {
     let vma = &mapping.vma;
@@ -111,7 +112,7 @@ pub(crate) fn plan(
         pagemap.each_page(range.start(), range.end(), |_, page| written |= page.is_private_copy())?;
         // Text and constants of programs stay as they are, for profilers and debuggers; a file that is only data may
         // be made writable, and is followed.
-        return Ok(if written || !is_program(file)? {
+        return Ok(if written || !is_program(maps, file)? {
             Plan::Adopt { range, protected: true }
         } else {
             Plan::Copy { range, file }
@@ -132,9 +133,9 @@ pub(crate) fn plan(
 }
 
 /// Whether a file is mapped to be executed.
-fn is_program(file: FileId) -> SysResult<bool> {
+fn is_program(maps: &Maps, file: FileId) -> SysResult<bool> {
     let mut executable = false;
-    maps::each_vma(|vma, _| {
+    maps.each_vma(|vma, _| {
         executable = vma.file == Some(file) && vma.prot.contains(ProtFlags::EXEC);
         if executable { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;

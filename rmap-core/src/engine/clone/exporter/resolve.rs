@@ -9,10 +9,11 @@ use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
-use crate::sys::maps::{self, Attributes, Vma};
+use crate::sys::maps::{Attributes, Vma};
 use crate::sys::memory::{PAGE, ProtFlags};
-use crate::sys::{fd, procfs};
-use std::os::fd::{AsFd, OwnedFd};
+use crate::sys::spare::Temporary;
+use crate::sys::{SysResult, fd, procfs};
+use std::os::fd::AsFd;
 
 /// What is found out about a page.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ enum Finding {
     InFile {
         range: Range,
         offset: u64,
-        fd: OwnedFd,
+        fd: Temporary,
         writable: bool,
     },
     /// In a System V segment.
@@ -73,6 +74,10 @@ impl Exporter {
             }
         };
         let write = grant.access == Access::ReadWrite;
+        // Guests may have made room.
+        let Some(index) = self.client(client) else {
+            return Ok(true);
+        };
         let client = &mut self.clients[index];
         let id = request.request;
         match finding {
@@ -114,7 +119,7 @@ impl Exporter {
             // The address space has changed: a mapping has grown, or its event waits to be handled.
             self.reconcile()?;
         }
-        let mapping = Mapping::at(page).map_err(failed("read of /proc/thread-self/maps"))?;
+        let mapping = Mapping::at(&self.maps, page).map_err(failed("read of /proc/thread-self/maps"))?;
         let Some(mapping) = mapping else {
             return Ok(Finding::Hole("nothing is mapped there"));
         };
@@ -122,7 +127,7 @@ impl Exporter {
             return Ok(Finding::Hole("the service thread's stack"));
         }
         let limit = request.attached;
-        let plan = plan::plan(&mapping, page, request.run, limit, &self.pagemap);
+        let plan = plan::plan(&mapping, page, request.run, limit, &self.maps, &self.pagemap);
         match plan.map_err(failed("read of /proc/thread-self/pagemap"))? {
             Plan::Hole(why) => Ok(Finding::Hole(why)),
             Plan::Adopt { range, protected } => {
@@ -134,7 +139,9 @@ impl Exporter {
                 self.adopt(grant, page, range, protected, &mapping.vma, Origin::Private, frozen, run_on)
             }
             Plan::Copy { range, file } => {
-                let serial = adopt::copy(&mut self.objects, grant.range, range)?;
+                let domain = grant.range;
+                let serial =
+                    self.with_room(None, |exporter| adopt::copy(&mut exporter.objects, domain, range))?;
                 let backing = Backing { serial, origin: Origin::Copied(file) };
                 self.backed.insert(range, backing).map_err(failed("mmap"))?;
                 if self.watchers.watches_any_mapping() {
@@ -160,9 +167,14 @@ impl Exporter {
         }
     }
 
+    /// The object for memory of this domain.
+    fn object_for(&mut self, domain: Range, protected: bool) -> Result<u32> {
+        self.with_room(None, |exporter| Ok(exporter.objects.for_domain(domain, protected)?.serial))
+    }
+
     /// Whether an object is mapped at `page`.
     fn shows_object(&self, page: usize) -> bool {
-        let vma = self.query.at(page);
+        let vma = self.maps.at(page);
         vma.is_some_and(|vma| self.objects.iter().any(|object| object.is_at_home(&vma)))
     }
 
@@ -176,7 +188,7 @@ impl Exporter {
         frozen: bool,
     ) -> Result<Option<Finding>> {
         let page = Range::page_at(request.addr).start();
-        let Some(vma) = self.query.at(page) else {
+        let Some(vma) = self.maps.at(page) else {
             return Ok(None);
         };
         let Some(object) = self.objects.get(backing.serial) else {
@@ -245,11 +257,11 @@ impl Exporter {
         if !frozen {
             return Ok(Finding::NeedsFreeze);
         }
-        let serial = self.objects.for_domain(domain, protected)?.serial;
+        let serial = self.object_for(domain, protected)?;
         let (Some(source), Some(home)) = (self.objects.get(backing.serial), self.objects.get(serial)) else {
             return Err(Error::Invalid("an object that is not there"));
         };
-        let attributes = maps::attributes(range.start()).unwrap_or_default();
+        let attributes = self.smaps.attributes(range.start()).unwrap_or_default();
         adopt::rehome(source, home, range.start(), range, vma.prot, &self.watchers)?;
         adopt::restore_attributes(range, &attributes, vma.prot);
         let _ = source.punch(range);
@@ -274,13 +286,13 @@ impl Exporter {
             if !run_on {
                 self.attributes = None;
             }
-            self.attributes_of(vma);
+            let _ = self.attributes_of(vma);
             return Ok(Finding::NeedsFreeze);
         }
         if !self.config.move_pinned && pinned_for_dma() {
             return Ok(Finding::Hole("memory is pinned for DMA; RMAP_PINNED=move adopts it all the same"));
         }
-        let attributes = self.attributes_of(vma);
+        let attributes = self.attributes_of(vma).map_err(failed("read of /proc/thread-self/smaps"))?;
         if attributes.device {
             return Ok(Finding::Hole("a device"));
         }
@@ -292,7 +304,7 @@ impl Exporter {
                 None => return Ok(Finding::Hole("the end of a stack that cannot grow")),
             }
         }
-        let serial = self.objects.for_domain(grant.range, protected)?.serial;
+        let serial = self.object_for(grant.range, protected)?;
         let Some(object) = self.objects.get(serial) else {
             return Err(Error::Invalid("an object that is not there"));
         };
@@ -311,16 +323,16 @@ impl Exporter {
         Ok(Finding::InObject { serial, range })
     }
 
-    fn attributes_of(&mut self, vma: &Vma) -> Attributes {
+    fn attributes_of(&mut self, vma: &Vma) -> SysResult<Attributes> {
         let Some(range) = Range::between(vma.start, vma.end) else {
-            return Attributes::default();
+            return Ok(Attributes::default());
         };
         if let Some((_, attributes)) = self.attributes.filter(|(known, _)| known.covers(range)) {
-            return attributes;
+            return Ok(attributes);
         }
-        let attributes = maps::attributes(vma.start).unwrap_or_default();
+        let attributes = self.smaps.attributes(vma.start)?;
         self.attributes = Some((range, attributes));
-        attributes
+        Ok(attributes)
     }
 
     #[expect(clippy::too_many_arguments, reason = "one step of `find`, kept apart for its length")]
@@ -340,7 +352,7 @@ impl Exporter {
         let writable = vma.prot.contains(ProtFlags::WRITE) && grant.access == Access::ReadWrite;
         let opened = fd::of_mapping(path, file, (vma.start, vma.end), writable);
         let fd = match opened {
-            Ok(fd) => fd,
+            Ok(fd) => Temporary::from(fd),
             Err(errno) if path.ends_with(b" (deleted)") => {
                 // No descriptor is to be had: as good as private, if nobody else has it.
                 if self.inherited.contains(&file) || plan::is_shared_with_others(range, &self.pagemap) {
@@ -392,18 +404,16 @@ impl Exporter {
 
     /// Whether the mapping at `page` is the one that was found there. It was not watched then; a change from now on is an event.
     fn is_still(&self, vma: &Vma, page: usize) -> bool {
-        let now = self.query.at(page);
+        let now = self.maps.at(page);
         now.is_some_and(|now| {
             now.shared == vma.shared && now.file == vma.file && now.offset_of(0) == vma.offset_of(0)
         })
     }
 }
 
-/// Whether any memory of this process is pinned for DMA.
+/// Whether any memory of this process is pinned for DMA, as far as is known.
 fn pinned_for_dma() -> bool {
     let mut buffer = [0; 4096];
     procfs::read_small(c"/proc/thread-self/status", &mut buffer)
-        .ok()
-        .and_then(|text| procfs::field(text, b"VmPin:", 10))
-        .is_some_and(|kib| kib > 0)
+        .map_or(true, |text| procfs::field(text, b"VmPin:", 10).is_some_and(|kib| kib > 0))
 }

@@ -146,9 +146,15 @@ impl Importer {
                 continue;
             }
             let _ = self.waiters.remove(index);
-            let Some(Blocked::InFault { instruction }) = procfs::blocked(waiter.thread) else {
+            let instruction = match procfs::blocked(waiter.thread) {
+                Ok(Some(Blocked::InFault { instruction })) => instruction,
                 // Another signal has come in between; if the thread touches the page again, it asks again.
-                continue;
+                Ok(_) => continue,
+                Err(errno) => {
+                    log!(Error, "what thread {} does cannot be read: {errno}", waiter.thread);
+                    hard = true;
+                    continue;
+                }
             };
             if procfs::signal_held_back(waiter.thread, signal) {
                 hard = true;

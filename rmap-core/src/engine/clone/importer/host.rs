@@ -6,7 +6,7 @@ use crate::id::Endpoint;
 use crate::own::OwnVec;
 use crate::sys::event::Poller;
 use crate::sys::socket::{self, Peer};
-use crate::sys::{Errno, SysResult};
+use crate::sys::{Errno, SysResult, spare};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// An object of the exporter's whose descriptor came with a message.
@@ -91,6 +91,7 @@ impl Host {
             return Ok(None);
         }
         let mut bytes = [0; protocol::SIZE + 1];
+        spare::make_room();
         match socket::receive(&self.socket, &mut bytes) {
             Err(Errno::AGAIN) => Ok(None),
             Err(errno) => Err(failed("recvmsg")(errno)),

@@ -10,12 +10,13 @@
 use super::Importer;
 use crate::own::OwnMemory;
 use crate::sys::memory::{self, PAGE, ProtFlags};
+use crate::sys::spare::{self, Temporary};
 use crate::sys::thread::{self, Sibling};
 use crate::sys::uffd::Event;
 use crate::sys::{Errno, SysResult, event};
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicU32, Ordering};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 /// The stack and the orders of the sibling.
 #[derive(Debug)]
@@ -55,8 +56,10 @@ impl Importer {
         let top = self.swapper.stack.addr() + self.swapper.stack.len();
         let argument = core::ptr::from_ref(order).cast_mut().cast();
         // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
-        let started = unsafe { Sibling::spawn_with_end(top, sibling_main, argument) };
+        let started =
+            spare::instead_of_one(|| unsafe { Sibling::spawn_with_end(top, sibling_main, argument) });
         let moved = started.and_then(|(sibling, end)| {
+            let end = Temporary::from(end);
             self.read_until_moved(staged, &end);
             sibling.reap();
             match order.errno.load(Ordering::Acquire) {
@@ -71,7 +74,7 @@ impl Importer {
     }
 
     /// Reads reports until the one of the move has come, or the sibling has ended without.
-    fn read_until_moved(&mut self, staged: usize, end: &OwnedFd) {
+    fn read_until_moved(&mut self, staged: usize, end: &Temporary) {
         loop {
             // Before the last look at the reports: an end after the move must not be taken for an end without.
             let ended = event::is_readable(end);
