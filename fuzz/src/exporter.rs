@@ -311,7 +311,7 @@ impl Peer {
                 }
             }
             Message::Hole { request } | Message::ReadOnly { request } => self.page_asked(request),
-            Message::Stale { .. } | Message::Removed { .. } => {}
+            Message::Stale { .. } | Message::Removed { .. } | Message::Closed { .. } => {}
             other => panic!("an exporter does not say {other:?}"),
         }
     }

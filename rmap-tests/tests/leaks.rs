@@ -42,3 +42,21 @@ fn segments_that_nobody_touches() {
 fn segments_that_somebody_touches() {
     segments_come_and_go("segments_that_somebody_touches", true);
 }
+
+#[test]
+fn an_importer_forgets_objects() {
+    let stage = Stage::new("an_importer_forgets_objects", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(16 * PAGE);
+    // The connection stays.
+    let lasting = exporter.make(address, PAGE);
+    importer.get(lasting);
+    let before = descriptors(&importer);
+    for pages in 2..=16 {
+        let segid = exporter.make(address, pages * PAGE);
+        let apid = importer.get(segid);
+        assert_eq!(importer.release(apid), Ok(0));
+        assert_eq!(exporter.remove(segid), Ok(0));
+    }
+    importer.wait_until("the importer forgets them", || descriptors(&importer) <= before + 4);
+}

@@ -366,6 +366,7 @@ fn answers_to_what_was_never_asked() {
             Message::Resolved { request, range: all(), source: Source::Object { serial: 9 }, writable: true },
             Message::Hole { request },
             Message::ReadOnly { request },
+            Message::Closed { serial: request.wrapping_add(100) },
             Message::Removed { grant: request.wrapping_add(100), number: request },
             Message::Stale { range: all(), number: request },
             Message::Stale { range: Range::between(0, 1 << 62).unwrap(), number: request },
@@ -394,6 +395,15 @@ fn answers_to_what_was_never_asked() {
     scene.loaded().unwrap();
     scene.importer.check(HERE + 4 * PAGE, 1, 61);
     scene.is_well();
+}
+
+#[test]
+fn an_object_that_is_closed_too_early() {
+    let mut scene = Scene::new("an_object_that_is_closed_too_early", 13);
+    let wire = scene.attached(RDWR);
+    scene.load_begins(&wire, 0);
+    say(&wire, Message::Closed { serial: SERIAL });
+    scene.is_cut(0, "an object that a permit needs");
 }
 
 #[test]

@@ -324,6 +324,7 @@ fn messages_that_are_none() {
         // Answers to what was never said.
         Message::Seen { number: 1 },
         Message::Seen { number: u32::MAX },
+        Message::Closed { serial: 1 },
     ] {
         is_refused(&scene, &message.encode(), &format!("{message:?}"));
         scene.serves();

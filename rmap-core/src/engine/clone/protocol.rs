@@ -52,6 +52,8 @@ pub(crate) enum Message {
     Stale { range: Range, number: u32 },
     /// Exporter: the segment behind this permit was removed.
     Removed { grant: u32, number: u32 },
+    /// Exporter: no answer names this object any more, nor does a permit that has not been removed.
+    Closed { serial: u32 },
     /// Importer: nothing is mapped any more that this or an earlier notice told of.
     Seen { number: u32 },
 }
@@ -141,6 +143,7 @@ impl Message {
             Self::Stale { range, number } => start(8).range(range).u32(number),
             Self::Removed { grant, number } => start(9).u32(grant).u32(number),
             Self::Seen { number } => start(11).u32(number),
+            Self::Closed { serial } => start(12).u32(serial),
             Self::ReadOnly { request } => start(10).u32(request),
         }
         .bytes
@@ -190,6 +193,7 @@ impl Message {
             9 => Self::Removed { grant: from.u32()?, number: from.u32()? },
             11 => Self::Seen { number: from.u32()? },
             10 => Self::ReadOnly { request: from.u32()? },
+            12 => Self::Closed { serial: from.u32()? },
             _ => return None,
         })
     }
@@ -236,6 +240,7 @@ mod tests {
             (ranges(), any::<u32>()).prop_map(|(range, number)| Message::Stale { range, number }),
             any::<(u32, u32)>().prop_map(|(grant, number)| Message::Removed { grant, number }),
             any::<u32>().prop_map(|number| Message::Seen { number }),
+            any::<u32>().prop_map(|serial| Message::Closed { serial }),
         ]
     }
 
@@ -251,7 +256,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_fields_never_panic(kind in 0u32..13, fields in any::<[u8; SIZE - 8]>()) {
+        fn arbitrary_fields_never_panic(kind in 0u32..14, fields in any::<[u8; SIZE - 8]>()) {
             let mut bytes = [0; SIZE];
             bytes[..4].copy_from_slice(&VERSION.to_ne_bytes());
             bytes[4..8].copy_from_slice(&kind.to_ne_bytes());

@@ -192,6 +192,7 @@ impl Service {
             if let Some(ticket) = self.exporter.step(self.calls) {
                 self.release_fork(ticket);
             }
+            self.exporter.catch_up_clients(&self.poller, CLIENT);
             self.exporter.mind_importers(self.calls, &self.poller, WATCHER);
             self.take_stock(deaf);
         }
@@ -244,7 +245,6 @@ impl Service {
                 if event.readable || event.hung_up {
                     self.exporter.client_readable(number);
                 }
-                self.exporter.catch_up_client(number, &self.poller, CLIENT);
             }
             HOST => {
                 if event.writable {

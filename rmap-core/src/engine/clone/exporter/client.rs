@@ -29,10 +29,16 @@ pub(crate) struct Client {
     peer: Peer,
     grants: OwnVec<Grant>,
     next_grant: u32,
-    /// Serials of the objects whose descriptors it has.
+    /// Serials of the objects whose descriptors came with answers.
     knows: OwnVec<u32>,
+    /// Serials of the objects whose descriptors came with permits.
+    bases: OwnVec<u32>,
+    /// Objects that are closed, which it has not been told.
+    closed: OwnVec<u32>,
     /// Said when it reads again: files went away, and permits ended.
     overdue: bool,
+    /// Room in its socket is waited for.
+    awaited: bool,
     /// It has been shown a file.
     maps_files: bool,
     /// Number of the last notice that it was told, and of the last that it has answered.
@@ -55,7 +61,10 @@ impl Client {
             grants: OwnVec::new(),
             next_grant: 1,
             knows: OwnVec::new(),
+            bases: OwnVec::new(),
+            closed: OwnVec::new(),
             overdue: false,
+            awaited: false,
             maps_files: false,
             told: 0,
             seen: 0,
@@ -125,6 +134,9 @@ impl Client {
             return self.refuse(request, &failed("mmap")(errno));
         }
         self.next_grant += 1;
+        if !self.bases.contains(&base.serial) {
+            self.bases.push(base.serial).map_err(failed("mmap"))?;
+        }
         // Each grant brings its descriptor: permits of different access get different ones.
         let descriptor = base.descriptor(access == Access::ReadWrite);
         let granted = Message::Granted { request, grant: grant.number, serial: base.serial, range };
@@ -160,6 +172,23 @@ impl Client {
         }
         self.overdue |= unsaid;
         any
+    }
+
+    /// Says that an object is closed, if it has the descriptor.
+    pub(crate) fn lose_object(&mut self, serial: u32) -> SysResult<()> {
+        let known = self.bases.len() + self.knows.len();
+        self.bases.retain(|base| *base != serial);
+        self.knows.retain(|key| *key >> 1 != serial);
+        if self.bases.len() + self.knows.len() == known {
+            return Ok(());
+        }
+        // Never before the end of a permit that began with it.
+        let message = Message::Closed { serial };
+        if self.overdue || socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN) {
+            self.overdue = true;
+            self.closed.push(serial)?;
+        }
+        Ok(())
     }
 
     /// Says that files mapped in `range` are stale there.
@@ -198,12 +227,14 @@ impl Client {
         self.slow = true;
     }
 
-    /// Whether it must be told more than its socket takes now.
-    pub(crate) fn is_overdue(&self) -> bool {
-        self.overdue
+    /// Waits for room to say what is overdue.
+    pub(crate) fn catch_up(&mut self, poller: &Poller, token: u64) {
+        if self.overdue && !self.awaited {
+            self.awaited = poller.change(&self.socket, token, true).is_ok();
+        }
     }
 
-    /// Catches up with an importer that reads again: all files are stale, and ended permits are named again.
+    /// Catches up with an importer that reads again: all files are stale, and ended permits are named again, and closed objects.
     pub(crate) fn flush(&mut self, poller: &Poller, token: u64) -> Result<()> {
         if !self.overdue {
             return Ok(());
@@ -215,6 +246,9 @@ impl Client {
         for grant in self.grants.iter().filter(|grant| grant.removed) {
             messages.push(Message::Removed { grant: grant.number, number }).map_err(failed("mmap"))?;
         }
+        for serial in self.closed.iter() {
+            messages.push(Message::Closed { serial: *serial }).map_err(failed("mmap"))?;
+        }
         for message in messages.iter() {
             match socket::send(&self.socket, &message.encode(), None) {
                 Ok(()) => {}
@@ -223,6 +257,8 @@ impl Client {
             }
         }
         self.overdue = false;
+        self.awaited = false;
+        self.closed.clear();
         poller.change(&self.socket, token, false).map_err(failed("epoll_ctl"))
     }
 

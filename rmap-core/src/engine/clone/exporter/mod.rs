@@ -274,10 +274,19 @@ impl Exporter {
     /// Closes the objects that show nothing and that no segment's permits begin with.
     fn close_idle_objects(&mut self) {
         let (segments, backed) = (&self.segments, &self.backed);
+        let mut closed = OwnVec::new();
         self.objects.retain(|object| {
             segments.iter().any(|segment| segment.range == object.domain)
                 || backed.iter().any(|span| span.value.serial == object.serial)
+                || closed.push(object.serial).is_err()
         });
+        for serial in closed.iter() {
+            for client in self.clients.iter_mut() {
+                if let Err(errno) = client.lose_object(*serial) {
+                    log!(Warn, "process {} keeps a closed object: {errno}", client.pid());
+                }
+            }
+        }
     }
 
     /// Names memory that must never be adopted: the stack of the service thread.
@@ -370,9 +379,9 @@ impl Exporter {
     }
 
     /// Watches for room to write to clients that must be told more than their sockets take.
-    pub(crate) fn catch_up_client(&mut self, number: u32, poller: &Poller, token: u64) {
-        if let Some(index) = self.client(number).filter(|index| self.clients[*index].is_overdue()) {
-            let _ = poller.change(self.clients[index].socket(), token | u64::from(number), true);
+    pub(crate) fn catch_up_clients(&mut self, poller: &Poller, token: u64) {
+        for client in self.clients.iter_mut() {
+            client.catch_up(poller, token | u64::from(client.number));
         }
     }
 

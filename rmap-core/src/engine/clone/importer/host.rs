@@ -121,6 +121,11 @@ impl Host {
         Ok(())
     }
 
+    /// The exporter has closed an object: its descriptor is not needed, and what is mapped stays.
+    pub(crate) fn forget(&mut self, serial: u32) {
+        self.known.retain(|known| known.serial != serial);
+    }
+
     /// The descriptor of an object.
     pub(crate) fn object(&self, serial: u32, writable: bool) -> Option<BorrowedFd<'_>> {
         let known = self.known.iter().find(|known| known.serial == serial && known.writable == writable);

@@ -366,8 +366,19 @@ impl Importer {
                 }
                 self.confirm(host, number, poller, token)
             }
+            Message::Closed { serial } => self.forget_object(host, serial),
             _ => Err(Error::Invalid("a message that exporters do not send")),
         }
+    }
+
+    fn forget_object(&mut self, host: u32, serial: u32) -> Result<()> {
+        if self.permits.iter().any(|permit| permit.host == host && permit.base == serial && !permit.removed) {
+            return Err(Error::Invalid("an object is closed that a permit needs"));
+        }
+        if let Some(index) = self.host(host) {
+            self.hosts[index].forget(serial);
+        }
+        Ok(())
     }
 
     /// Nothing is mapped any more that the exporter gave notice of.
