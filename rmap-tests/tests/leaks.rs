@@ -60,3 +60,25 @@ fn an_importer_forgets_objects() {
     }
     importer.wait_until("the importer forgets them", || descriptors(&importer) <= before + 4);
 }
+
+#[test]
+fn segments_of_memory_that_stays() {
+    let stage = Stage::new("segments_of_memory_that_stays", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(64 * PAGE);
+    exporter.fill(address, 64, 20);
+    let lasting = exporter.make(address, PAGE);
+    importer.get(lasting);
+    let before = descriptors(&exporter);
+    for page in 1..64 {
+        let segid = exporter.make(address + page * PAGE, PAGE);
+        let apid = importer.get(segid);
+        let here = importer.attach(apid, 0, PAGE);
+        importer.check(here, 1, 20 + page as u64);
+        assert_eq!(importer.release(apid), Ok(0));
+        assert_eq!(exporter.remove(segid), Ok(0));
+    }
+    exporter.wait_until("the exporter gives them back", || descriptors(&exporter) <= before + 60);
+    // The memory is as it was.
+    exporter.check(address, 64, 20);
+}

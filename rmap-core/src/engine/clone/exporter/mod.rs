@@ -32,7 +32,7 @@ use core::ops::ControlFlow;
 use events::Move;
 use freeze::{Freezer, Progress};
 use notice::Notices;
-use object::Objects;
+use object::{Object, Objects};
 use private_files::PrivateFiles;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use watch::Watchers;
@@ -72,6 +72,8 @@ enum Job {
         range: Range,
         ticket: Ticket,
     },
+    /// The memory of segments that are gone leaves their objects, so that these can be closed.
+    EvictIdle,
     /// A thread is about to fork: what its child copies leaves the objects.
     Fork {
         ticket: Ticket,
@@ -257,6 +259,7 @@ impl Exporter {
         let reachable = self.backed.next_in(segment.range).is_some();
         if !granted || !reachable {
             self.close_idle_objects();
+            self.limit_idle_objects();
             return self.answer_removal(ticket, calls);
         }
         if let Err(errno) = self.jobs.push(Job::Evict { range: segment.range, ticket }) {
@@ -287,6 +290,36 @@ impl Exporter {
                 }
             }
         }
+    }
+
+    /// Has the memory of segments that are gone leave its objects, once those are more than a few: each takes descriptors for as long as it
+    /// is mapped, and taking it out stops all threads.
+    fn limit_idle_objects(&mut self) {
+        const FEW: usize = 8;
+        let waits = self.jobs.iter().any(|job| matches!(job, Job::EvictIdle));
+        let idle = self.objects.iter().filter(|object| self.is_idle(object)).count();
+        if idle > FEW && !waits && self.jobs.push(Job::EvictIdle).is_err() {
+            log!(Error, "{idle} objects of segments that are gone stay open");
+        }
+    }
+
+    /// Whether no segment has its permits begin with the object.
+    fn is_idle(&self, object: &Object) -> bool {
+        !self.segments.iter().any(|segment| segment.range == object.domain)
+    }
+
+    /// Makes what idle objects show private again, and closes them. All threads stand still.
+    fn evict_idle_objects(&mut self) {
+        let mut idle = OwnVec::new();
+        for object in self.objects.iter().filter(|object| self.is_idle(object)) {
+            if idle.push((object.serial, object.domain)).is_err() {
+                break;
+            }
+        }
+        for (serial, domain) in idle.iter() {
+            self.evict(*domain, |backing| backing.serial == *serial);
+        }
+        self.close_idle_objects();
     }
 
     /// Names memory that must never be adopted: the stack of the service thread.
@@ -512,10 +545,11 @@ impl Exporter {
                     self.close_idle_objects();
                     self.answer_removal(ticket, calls);
                 }
+                Job::EvictIdle => self.evict_idle_objects(),
                 Job::Fork { ticket } => {
                     let everything = Range::between(0, self.objects.end());
                     if let Some(everything) = everything {
-                        self.evict(everything, |origin| !matches!(origin, Origin::Copied(_)));
+                        self.evict(everything, |backing| !matches!(backing.origin, Origin::Copied(_)));
                     }
                     self.forking = true;
                     return Some(ticket);
@@ -536,6 +570,8 @@ impl Exporter {
                 Job::Evict { ticket, .. } => {
                     calls.fail(ticket, failed("stopping the threads of this process")(errno));
                 }
+                // They are looked at again when the next segment goes.
+                Job::EvictIdle => {}
                 Job::Fork { ticket } => {
                     log!(Error, "fork: the child shares the memory that importers have attached");
                     calls.fail(ticket, failed("stopping the threads of this process")(errno));
@@ -545,11 +581,11 @@ impl Exporter {
     }
 
     /// Makes adopted memory in `range` private again, out of the importers' reach. All threads stand still.
-    fn evict(&mut self, range: Range, wanted: impl Fn(Origin) -> bool) {
+    fn evict(&mut self, range: Range, wanted: impl Fn(Backing) -> bool) {
         let mut from = range;
         while let Some(span) = self.backed.next_in(from) {
             let part = span.range.intersection(range);
-            if let Some(part) = part.filter(|_| wanted(span.value.origin)) {
+            if let Some(part) = part.filter(|_| wanted(span.value)) {
                 self.evict_span(part, span.value);
             }
             match Range::between(span.range.end(), range.end()) {
