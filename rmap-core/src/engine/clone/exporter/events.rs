@@ -125,7 +125,7 @@ fn note_awake(tid: u32, before: Option<Duration>, held: &mut Held) -> SysResult<
     match procfs::waits_for_event(tid)? {
         Some(true) => match procfs::blocked(tid)? {
             Some(Blocked::In { call, args }) => held.note(call, args).map(|()| false),
-            _ => Ok(true),
+            _ => Ok(!procfs::is_hidden(tid)),
         },
         Some(false) => Ok(false),
         None => Ok(thread::time_on_core(tid)
