@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* What an importer may do with a mirror. */
+#include "harness.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+
+/* T6 */
+TEST(fork_of_the_importer)
+{
+	struct actor target;
+	volatile char *m;
+	unsigned long a;
+	uint64_t value;
+	int status;
+	pid_t pid;
+
+	actor_start(&target);
+	a = actor_map(&target, 0, 4 * PAGE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE);
+	m = mirror(access_whole(target.pid, RW), a, 4 * PAGE);
+	store(m, 1);
+	pid = fork();
+	if (!pid)
+		_exit(try_load(m, &value));
+	CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status));
+	EQUAL(WEXITSTATUS(status), SIGSEGV);
+	store(m, 2);
+	EQUAL(actor_get(&target, a), 2);
+
+	/* Asked for, the child has it too, and loses it with the target's. */
+	CHECK(!madvise((void *)m, 4 * PAGE, MADV_DOFORK));
+	pid = fork();
+	if (!pid) {
+		if (load(m) != 2)
+			_exit(1);
+		store(m + PAGE, 3);
+		actor_unmap(&target, a, 4 * PAGE);
+		_exit(try_load(m, &value) == SIGBUS ? 0 : 2);
+	}
+	CHECK(waitpid(pid, &status, 0) == pid);
+	EQUAL(status, 0);
+	EQUAL(try_load(m, &value), SIGBUS);
+}
+
+/* T7 */
+TEST(partial_munmap_mprotect_mremap)
+{
+	struct actor target;
+	volatile char *m, *n;
+	unsigned long a;
+	uint64_t value;
+	int access;
+
+	actor_start(&target);
+	a = actor_map(&target, 0, 64 * PAGE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE);
+	for (int i = 0; i < 64; i++)
+		actor_put(&target, a + i * PAGE, i + 1);
+	access = access_whole(target.pid, RW);
+	m = mirror(access, a, 64 * PAGE);
+	for (int i = 0; i < 64; i += 2)
+		EQUAL(load(m + i * PAGE), i + 1);
+
+	/* A hole in the middle. */
+	CHECK(!munmap((void *)(m + 20 * PAGE), 4 * PAGE));
+	EQUAL(try_load(m + 20 * PAGE, &value), SIGSEGV);
+	EQUAL(load(m + 19 * PAGE), 20);
+	EQUAL(load(m + 24 * PAGE), 25);
+
+	/* Protection of a part. */
+	CHECK(!mprotect((void *)(m + 30 * PAGE), 4 * PAGE, PROT_READ));
+	EQUAL(try_store(m + 31 * PAGE, 1), SIGSEGV);
+	EQUAL(load(m + 31 * PAGE), 32);
+	store(m + 34 * PAGE, 99);
+	CHECK(!mprotect((void *)(m + 30 * PAGE), 4 * PAGE, PROT_NONE));
+	EQUAL(try_load(m + 31 * PAGE, &value), SIGSEGV);
+	CHECK(!mprotect((void *)(m + 30 * PAGE), 4 * PAGE,
+			PROT_READ | PROT_WRITE));
+	store(m + 31 * PAGE, 98);
+	EQUAL(actor_get(&target, a + 31 * PAGE), 98);
+
+	/* A part moves, and still follows. */
+	n = mmap(NULL, 8 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(mremap((void *)(m + 40 * PAGE), 8 * PAGE, 8 * PAGE,
+		     MREMAP_MAYMOVE | MREMAP_FIXED, n) == n);
+	EQUAL(try_load(m + 40 * PAGE, &value), SIGSEGV);
+	for (int i = 0; i < 8; i++)
+		EQUAL(load(n + i * PAGE), 41 + i);
+	CHECK(!actor_sys(&target, SYS_madvise, a + 40 * PAGE, 8 * PAGE,
+			 MADV_DONTNEED));
+	for (int i = 0; i < 8; i++)
+		EQUAL(load(n + i * PAGE), 0);
+	store(n, 5);
+	EQUAL(actor_get(&target, a + 40 * PAGE), 5);
+
+	/* Smaller works, larger is refused. */
+	CHECK(mremap((void *)n, 8 * PAGE, 4 * PAGE, 0) == n);
+	EQUAL(try_load(n + 4 * PAGE, &value), SIGSEGV);
+	ERRNO(mremap((void *)n, 4 * PAGE, 8 * PAGE, MREMAP_MAYMOVE), EFAULT);
+	EQUAL(load(n), 5);
+
+	/* Replaced by something else. */
+	CHECK(mmap((void *)(m + 50 * PAGE), PAGE, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+	      m + 50 * PAGE);
+	EQUAL(load(m + 50 * PAGE), 0);
+	EQUAL(load(m + 51 * PAGE), 52);
+	actor_unmap(&target, a, 64 * PAGE);
+	EQUAL(load(m + 50 * PAGE), 0);
+	EQUAL(try_load(m + 51 * PAGE, &value), SIGBUS);
+	EQUAL(try_load(n, &value), SIGBUS);
+}
+
+/* T14: refused with an errno, as get_user_pages() does for VM_PFNMAP. */
+TEST(pinning_is_refused)
+{
+	static char buffer[PAGE];
+	struct actor target;
+	volatile char *m;
+	struct iovec mine, its;
+	unsigned long a;
+	int access, pipes[2];
+
+	actor_start(&target);
+	a = actor_map(&target, 0, 4 * PAGE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE);
+	access = access_whole(target.pid, RW);
+	m = mirror(access, a, 4 * PAGE);
+	store(m, 1);
+	CHECK(!pipe(pipes));
+	mine = (struct iovec){ (void *)m, PAGE };
+	ERRNO(vmsplice(pipes[1], &mine, 1, SPLICE_F_GIFT), EFAULT);
+	its = mine;
+	mine.iov_base = buffer;
+	ERRNO(process_vm_readv(getpid(), &mine, 1, &its, 1, 0), EFAULT);
+	/* A shared futex needs the page, a private one does not. */
+	ERRNO(syscall(SYS_futex, m, FUTEX_WAKE, 1, NULL, NULL, 0), EFAULT);
+	EQUAL(syscall(SYS_futex, m, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0), 0);
+	ERRNO(syscall(SYS_futex, m, FUTEX_WAIT_PRIVATE, 2, NULL, NULL, 0),
+	      EAGAIN);
+	ERRNO(madvise((void *)m, PAGE, MADV_DONTNEED), EINVAL);
+	CHECK(mlock((void *)m, PAGE) == 0);
+	/* Buffers of read and write are fine. */
+	EQUAL(write(pipes[1], (void *)m, PAGE), PAGE);
+	EQUAL(read(pipes[0], (void *)(m + PAGE), PAGE), PAGE);
+	EQUAL(actor_get(&target, a + PAGE), 1);
+	/* Also where nothing has been touched, and where nothing is. */
+	EQUAL(write(pipes[1], (void *)(m + 2 * PAGE), PAGE), PAGE);
+	actor_unmap(&target, a + 3 * PAGE, PAGE);
+	ERRNO(write(pipes[1], (void *)(m + 3 * PAGE), PAGE), EFAULT);
+}
+
+/* What accesses the importer's memory from outside. */
+TEST(debuggers_see_through)
+{
+	struct actor target, importer;
+	unsigned long a, m;
+	uint64_t value;
+	char path[64];
+	int mem;
+
+	actor_start(&target);
+	actor_start(&importer);
+	a = actor_map(&target, 0, 2 * PAGE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE);
+	actor_put(&target, a, 17);
+	m = actor_sys(&importer, SYS_mmap, 0, 2 * PAGE, PROT_READ | PROT_WRITE,
+		      MAP_SHARED,
+		      actor_give_fd(&importer, access_whole(target.pid, RW)),
+		      a);
+	CHECK(m != -1UL);
+	snprintf(path, sizeof(path), "/proc/%d/mem", importer.pid);
+	mem = open(path, O_RDWR);
+	CHECK(mem >= 0);
+	EQUAL(pread(mem, &value, 8, m), 8);
+	EQUAL(value, 17);
+	value = 18;
+	EQUAL(pwrite(mem, &value, 8, m + PAGE), 8);
+	EQUAL(actor_get(&target, a + PAGE), 18);
+	CHECK(!actor_sys(&importer, SYS_mprotect, m, 2 * PAGE, PROT_READ));
+	CHECK(pwrite(mem, &value, 8, m) < 0);
+}
+
+TEST(nothing_is_counted)
+{
+	unsigned long a, size = 8 * HUGE;
+	struct actor target;
+	volatile char *m;
+	long before;
+
+	actor_start(&target);
+	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	for (unsigned long i = 0; i < size; i += PAGE)
+		actor_put(&target, a + i, 1);
+	before = status_kb("VmRSS:");
+	m = mirror(access_whole(target.pid, RW), a, size);
+	for (unsigned long i = 0; i < size; i += PAGE)
+		store(m + i, 2);
+	CHECK(status_kb("VmRSS:") - before < (long)(size >> 10) / 4);
+}
+
+/* T20: time and space of many attachments do not add up. */
+TEST(many_mirrors)
+{
+	unsigned long a, size = 64 * PAGE;
+	struct actor target;
+	volatile char *m;
+	int access;
+
+	actor_start(&target);
+	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	access = access_whole(target.pid, RW);
+	for (int i = 0; i < 20000; i++) {
+		m = mirror(access, a, size);
+		store(m + (i % 64) * PAGE, i);
+		CHECK(!munmap((void *)m, size));
+	}
+	/* And at once. */
+	for (int i = 0; i < 5000; i++) {
+		m = mirror(access, a + (i % 32) * PAGE, PAGE);
+		store(m, i);
+	}
+	actor_unmap(&target, a, size);
+	EQUAL(try_store(m, 1), SIGBUS);
+}
+
+struct shared_work {
+	volatile char *m;
+	unsigned long pages;
+	int start;
+};
+
+static void *add_all(void *arg)
+{
+	struct shared_work *work = arg;
+
+	for (unsigned long i = 0; i < work->pages; i++)
+		__atomic_fetch_add((uint64_t *)(work->m +
+			((i * 7 + work->start) % work->pages) * PAGE), 1,
+			__ATOMIC_RELAXED);
+	return NULL;
+}
+
+TEST(threads_fault_together)
+{
+	struct shared_work work[4];
+	struct actor target;
+	pthread_t threads[4];
+	unsigned long a;
+	volatile char *m;
+
+	actor_start(&target);
+	a = actor_map(&target, 0, 4 * HUGE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE);
+	m = mirror(access_whole(target.pid, RW), a, 4 * HUGE);
+	for (int t = 0; t < 4; t++) {
+		work[t] = (struct shared_work){ m, 4 * HUGE / PAGE - 1, t };
+		CHECK(!pthread_create(&threads[t], NULL, add_all, &work[t]));
+	}
+	for (int t = 0; t < 4; t++)
+		pthread_join(threads[t], NULL);
+	for (unsigned long i = 0; i < 4 * HUGE / PAGE - 1; i++)
+		EQUAL(actor_get(&target, a + i * PAGE), 4);
+}

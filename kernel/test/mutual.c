@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Locks of two address spaces, and what changes under a mirror by itself. */
+#include "harness.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+static volatile uint64_t *counters;
+
+struct churn {
+	char *own;
+	unsigned long size;
+	uint64_t rounds;
+};
+
+/* Wants the mmap lock for writing, all the time. */
+static void *churn(void *arg)
+{
+	struct churn *work = arg;
+	uint64_t value;
+
+	for (;;) {
+		char *at = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		CHECK(at != MAP_FAILED);
+		at[0] = 1;
+		munmap(at, PAGE);
+		madvise(work->own, work->size, MADV_DONTNEED);
+		try_store(work->own, 1);
+		try_load(work->own + PAGE, &value);
+	}
+	return NULL;
+}
+
+/*
+ * T8: A mirrors B and B mirrors A, with the mirrors inside what is mirrored,
+ * both fault, and both have threads that take their own lock for writing.
+ */
+TEST(mutual_mirrors)
+{
+	unsigned long size = 64 * PAGE;
+	/* At the same address in both. */
+	char *own = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *place = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+			   -1, 0);
+	pid_t pids[2];
+	int ready[2], go[2];
+	char byte;
+
+	counters = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+			MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(!pipe(ready) && !pipe(go));
+	for (int i = 0; i < 2; i++) {
+		pids[i] = fork();
+		if (!pids[i]) {
+			struct churn work = { own, size, 0 };
+			pthread_t thread;
+			pid_t other;
+			int access;
+
+			CHECK(write(ready[1], "", 1) == 1);
+			CHECK(read(go[0], &other, sizeof(other)) ==
+			      sizeof(other));
+			access = access_whole(other == getpid() ? 0 : other, RW);
+			CHECK(mmap(place, size, PROT_READ | PROT_WRITE,
+				   MAP_SHARED | MAP_FIXED, access,
+				   (unsigned long)own) == place);
+			/* The other's mirror, too. */
+			mirror(access, (unsigned long)place, size);
+			CHECK(!pthread_create(&thread, NULL, churn, &work));
+			for (unsigned long n = 0;; n += PAGE) {
+				try_store(place + n % size, n);
+				counters[i * 8]++;
+			}
+		}
+	}
+	for (int i = 0; i < 2; i++)
+		CHECK(read(ready[0], &byte, 1) == 1);
+	/* Whoever reads first gets the other's: they may swap, or be one. */
+	CHECK(write(go[1], &pids[1], sizeof(pid_t)) == sizeof(pid_t));
+	CHECK(write(go[1], &pids[0], sizeof(pid_t)) == sizeof(pid_t));
+	for (int i = 0; i < 2; i++)
+		while (counters[i * 8] < 20000)
+			sched_yield();
+	kill(pids[0], SIGKILL);
+	CHECK(waitpid(pids[0], NULL, 0) == pids[0]);
+	kill(pids[1], SIGKILL);
+	CHECK(waitpid(pids[1], NULL, 0) == pids[1]);
+}
+
+/* A ring: each mirrors the next one's whole mirror as well. */
+TEST(invalidation_does_not_recurse)
+{
+	unsigned long size = 16 * PAGE, at[3];
+	struct actor actors[3];
+	uint64_t value;
+
+	for (int i = 0; i < 3; i++)
+		actor_start(&actors[i]);
+	for (int i = 0; i < 3; i++)
+		at[i] = actor_map(&actors[i], 0, size, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE);
+	for (int i = 0; i < 3; i++) {
+		struct actor *next = &actors[(i + 1) % 3];
+		int fd = actor_give_fd(&actors[i],
+				       access_whole(next->pid, RW));
+
+		/* Over the second half: a view of the next one's mirror. */
+		CHECK(actor_sys(&actors[i], SYS_mmap, at[i] + size / 2,
+				size / 2, PROT_READ | PROT_WRITE,
+				MAP_SHARED | MAP_FIXED, fd,
+				at[(i + 1) % 3] + size / 2) ==
+		      (long)(at[i] + size / 2));
+	}
+	for (int round = 0; round < 10; round++) {
+		for (int i = 0; i < 3; i++) {
+			EQUAL(actor_load(&actors[i], at[i] + size / 2, &value),
+			      SIGBUS);
+			actor_sys(&actors[i], SYS_mprotect, at[i] + size / 2,
+				  size / 2, PROT_READ);
+			actor_sys(&actors[i], SYS_mprotect, at[i] + size / 2,
+				  size / 2, PROT_READ | PROT_WRITE);
+		}
+	}
+	for (int i = 0; i < 3; i++)
+		actor_unmap(&actors[i], at[i], size);
+}
+
+static unsigned long swapped(pid_t pid)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	return proc_number(path, "VmSwap:");
+}
+
+/* T12 */
+TEST(swap_is_followed)
+{
+	unsigned long a, size = 4 * HUGE;
+	struct actor target;
+	volatile char *m;
+	int rounds = 0;
+
+	if (!proc_number("/proc/meminfo", "SwapTotal:"))
+		skip("no swap here");
+	actor_start(&target);
+	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	m = mirror(access_whole(target.pid, RW), a, size);
+	for (unsigned long i = 0; i < size; i += PAGE)
+		store(m + i, i + 1);
+	for (int round = 0; round < 4; round++) {
+		CHECK(!actor_sys(&target, SYS_madvise, a, size, MADV_PAGEOUT));
+		rounds += swapped(target.pid) > 0;
+		/* Loads first: swapped in clean, then dirtied by the mirror. */
+		for (unsigned long i = 0; i < size; i += PAGE)
+			EQUAL(load(m + i), i + 1 + round);
+		for (unsigned long i = 0; i < size; i += PAGE)
+			store(m + i, i + 2 + round);
+	}
+	CHECK(rounds);
+	CHECK(!actor_sys(&target, SYS_madvise, a, size, MADV_PAGEOUT));
+	for (unsigned long i = 0; i < size; i += PAGE)
+		EQUAL(actor_get(&target, a + i), i + 5);
+}
+
+/* MADV_FREE: what is written afterwards, by the mirror, must not be lost. */
+TEST(lazily_freed_memory)
+{
+	unsigned long a, size = 2 * HUGE;
+	struct actor target;
+	volatile char *m;
+
+	if (!proc_number("/proc/meminfo", "SwapTotal:"))
+		skip("no swap here");
+	actor_start(&target);
+	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	m = mirror(access_whole(target.pid, RW), a, size);
+	for (unsigned long i = 0; i < size; i += PAGE)
+		store(m + i, 1);
+	CHECK(!actor_sys(&target, SYS_madvise, a, size, MADV_FREE));
+	/* One store makes its whole neighbourhood writable. */
+	for (unsigned long i = 0; i < size; i += PAGE)
+		store(m + i, i + 2);
+	CHECK(!actor_sys(&target, SYS_madvise, a, size, MADV_PAGEOUT));
+	for (unsigned long i = 0; i < size; i += PAGE)
+		EQUAL(actor_get(&target, a + i), i + 2);
+}
+
+/* T12: KSM, compaction and khugepaged while both sides write. */
+TEST(pages_that_move)
+{
+	unsigned long a, at, size = 4 * HUGE;
+	struct actor target;
+	volatile char *m;
+	unsigned long moved = 0;
+
+	actor_start(&target);
+	at = actor_map(&target, 0, size + HUGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE);
+	a = (at + HUGE - 1) & ~(HUGE - 1);
+	m = mirror(access_whole(target.pid, RW), a, size);
+	for (unsigned long i = 0; i < size; i += PAGE)
+		store(m + i, 7);
+	actor_sys(&target, SYS_madvise, a, size, MADV_MERGEABLE);
+	write_file("/sys/kernel/mm/ksm/pages_to_scan", "10000");
+	write_file("/sys/kernel/mm/ksm/sleep_millisecs", "1");
+	write_file("/sys/kernel/mm/ksm/run", "1");
+	for (int round = 0; round < 30; round++) {
+		unsigned long step = 5 * PAGE;
+
+		write_file("/proc/sys/vm/compact_memory", "1");
+		for (unsigned long i = round * PAGE; i < size; i += step) {
+			store(m + i, 100 + round);
+			EQUAL(actor_get(&target, a + i), 100 + round);
+			actor_put(&target, a + i, 7);
+			EQUAL(load(m + i), 7);
+		}
+		for (unsigned long i = 0; i < size; i += PAGE)
+			EQUAL(load(m + i), 7);
+		moved += proc_number("/sys/kernel/mm/ksm/pages_shared", "");
+#ifdef MADV_COLLAPSE
+		actor_sys(&target, SYS_madvise, a, size, MADV_COLLAPSE);
+#endif
+		actor_sys(&target, SYS_madvise, a + PAGE, PAGE, MADV_COLD);
+	}
+	write_file("/sys/kernel/mm/ksm/run", "2");
+	if (!moved)
+		skip("KSM did not merge anything; the rest has passed");
+}
