@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0-only
+# Runs in the guest, as root, next to rmap.ko and the test program. Arguments: which tests.
+set -uo pipefail
+
+status=0
+uname -r
+
+# Something to swap to, which the tests of swap need.
+if modprobe -d "$GUEST_KERNEL" zram && echo 512M >/sys/block/zram0/disksize; then
+    mkswap /dev/zram0 >/dev/null && swapon /dev/zram0
+fi
+
+insmod ./rmap.ko || exit 1
+echo "== as root"
+./conformance "$@" || status=1
+echo "== as an ordinary user"
+setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all ./conformance "$@" || status=1
+
+# All spaces go when their files have gone, in a worker: nothing tells when. The kernel refuses until then.
+for _ in $(seq 100); do
+    rmmod rmap 2>/dev/null && break
+    read -rt 0.1 <> <(:) || true
+done
+if grep -q '^rmap ' /proc/modules; then
+    echo "the module is still in use: $(grep '^rmap ' /proc/modules)"
+    status=1
+fi
+insmod ./rmap.ko && rmmod rmap || status=1
+exit $status

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# kernel/test/run.sh [VERSION...] [-- TEST...]: builds the module for each Debian kernel (6.1 6.12), boots it, and runs the tests
+# on it: as root, as an ordinary user, and unloading the module. The kernel's log must be clean.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../../ci/lib.sh"
+cd "$ROOT"
+
+versions=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    versions+=("$1")
+    shift
+done
+[ $# = 0 ] || shift
+[ ${#versions[@]} -gt 0 ] || versions=(6.1 6.12)
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+chmod 755 "$work"
+
+gcc -std=gnu11 -O1 -g -static -pthread -Wall -Wextra -Wno-unused-parameter -Werror -Iffi/include \
+    -o "$work/conformance" kernel/test/*.c
+cp kernel/test/guest-tests.sh "$work"
+
+failed=()
+for version in "${versions[@]}"; do
+    say "kernel $version"
+    headers=$(ci/guest.sh headers "$version")
+    # Out of the tree: several versions, and no leftovers.
+    rm -rf "$work/build"
+    mkdir "$work/build"
+    make -s -C kernel dkms-source DESTDIR="$work/build"
+    make -s -C "$work"/build/usr/src/rmap-* KDIR="$headers"
+    cp "$work"/build/usr/src/rmap-*/rmap.ko "$work/rmap.ko"
+    ci/guest.sh run "$version" "$work" "./guest-tests.sh $*" || failed+=("$version: status $?")
+done
+
+[ ${#failed[@]} = 0 ] || die "FAILED: ${failed[*]}"
+echo "module tests passed on: ${versions[*]}"
