@@ -130,6 +130,7 @@ make_initramfs() {
         *) cat "$module" ;;
         esac >"$tree/modules/$number.ko"
     done
+    echo "$cache/$release" >"$tree/kernel"
     cat >"$tree/init" <<'END'
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -148,15 +149,17 @@ mount -t devtmpfs dev dev
 mkdir -p dev/shm dev/pts
 mount -t tmpfs shm dev/shm
 mount -t devpts pts dev/pts
-mount -t tmpfs -o mode=1777 tmp tmp
 mount -t tmpfs run run
-mkdir run/work run/guest
+mkdir run/work run/guest run/kernel
+# First: it may lie in /tmp.
+mount -o bind ".$(cat /kernel)" run/kernel
+mount -t tmpfs -o mode=1777 tmp tmp
 share work run/work cache=none
 share guest run/guest cache=none
 ip link set lo up
 stty -F /dev/ttyS1 raw
 chroot . /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp \
-    /bin/bash -c 'cd /run/work && exec /bin/bash /run/guest/command' <dev/null >dev/ttyS1 2>&1
+    GUEST_KERNEL=/run/kernel /bin/bash -c 'cd /run/work && exec /bin/bash /run/guest/command' <dev/null >dev/ttyS1 2>&1
 status=$?
 dmesg >run/guest/dmesg
 echo $status >run/guest/status
@@ -175,7 +178,7 @@ run() {
     need "$version"
     # Not `trap`: the shell that this is may have its own.
     state=$(mktemp -d)
-    printf 'export GUEST_KERNEL=%q\n%s\n' "$cache/$release" "$*" >"$state/command"
+    printf '%s\n' "$*" >"$state/command"
     make_initramfs "$state"
     # Only a processor's own virtualisation: a kernel emulated by KVM in software is slower than QEMU's emulation.
     if [ -w /dev/kvm ] && [ -d /sys/module/kvm_intel -o -d /sys/module/kvm_amd ]; then

@@ -45,6 +45,21 @@ static inline void rmap_release_fault_lock(struct vm_fault *vmf)
 #endif
 }
 
+#ifndef VM_SHADOW_STACK
+#define VM_SHADOW_STACK	VM_NONE
+#endif
+
+/*
+ * Do page table walkers know huge entries without struct page? From 6.12 on,
+ * where the architecture has a bit for it. Before, get_user_pages_fast() pins
+ * what it finds there, and KVM's lookup of such memory fails.
+ */
+#if defined(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP)
+#define RMAP_HUGE_PAGES_DEFAULT	true
+#else
+#define RMAP_HUGE_PAGES_DEFAULT	false
+#endif
+
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 static inline vm_fault_t rmap_insert_pmd(struct vm_fault *vmf,
 					 unsigned long pfn, bool write)

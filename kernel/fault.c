@@ -13,6 +13,7 @@
 #include <linux/file.h>
 #include <linux/hash.h>
 #include <linux/hmm.h>
+#include <linux/moduleparam.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -22,6 +23,10 @@
 
 #include "compat.h"
 #include "internal.h"
+
+static bool rmap_huge_pages = RMAP_HUGE_PAGES_DEFAULT;
+module_param_named(huge_pages, rmap_huge_pages, bool, 0444);
+MODULE_PARM_DESC(huge_pages, "Map the target's huge pages as such");
 
 /* What one fault may install: pages of one view, VMA and 2 MiB block. */
 struct rmap_batch {
@@ -34,6 +39,7 @@ struct rmap_batch {
 	unsigned int nr;
 	unsigned int index;		/* the page that faulted */
 	unsigned int gup_flags;
+	bool writable;			/* the target itself may write there */
 	unsigned long seq;
 	unsigned long *pfns;		/* HMM_PFN_ encoding */
 	unsigned long pfn;		/* in place of @pfns for one page */
@@ -208,6 +214,9 @@ static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
 		return VM_FAULT_RETRY;
 
 	rmap_batch_clip(batch, vma);
+	/* Entries of shadow stacks count as writable, but not for stores. */
+	batch->writable = (vma->vm_flags & (VM_WRITE | VM_SHADOW_STACK)) ==
+			  VM_WRITE;
 	if (batch->nr > 1) {
 		struct hmm_range range = {
 			.notifier = &batch->view->notifier,
@@ -216,6 +225,8 @@ static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
 			.end = batch->target + ((unsigned long)batch->nr
 						<< PAGE_SHIFT),
 			.hmm_pfns = batch->pfns,
+			/* Nobody's, so that device memory is left out. */
+			.dev_private_owner = batch,
 		};
 
 		/* Nothing is asked for, so it only fails if it collides. */
@@ -251,6 +262,8 @@ static bool rmap_batch_writable(struct rmap_batch *batch, unsigned int i)
 	/* get_user_pages() has made this one dirty. */
 	if (i == batch->index && batch->gup_flags & FOLL_WRITE)
 		return true;
+	if (!batch->writable)
+		return false;
 	folio = page_folio(pfn_to_page(batch->pfns[i] & ~HMM_PFN_FLAGS));
 	if (folio_test_dirty(folio))
 		return true;
@@ -276,6 +289,9 @@ static bool rmap_batch_is_huge(struct rmap_batch *batch)
 	unsigned long pfn = batch->pfns[0] & ~HMM_PFN_FLAGS;
 	unsigned int i;
 
+	/* A table to deposit would be allocated under view->rwsem. */
+	if (!rmap_huge_pages || arch_needs_pgtable_deposit())
+		return false;
 	if (batch->nr != PMD_SIZE >> PAGE_SHIFT ||
 	    (batch->address | batch->target) & ~PMD_MASK ||
 	    pfn & ((PMD_SIZE >> PAGE_SHIFT) - 1))

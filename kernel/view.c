@@ -384,6 +384,9 @@ int rmap_view_add(struct rmap_space *space, const struct rmap_map *map)
 						  view->address, map->length,
 						  &rmap_view_notifier_ops);
 	mmap_write_unlock(mm);
+	/* The first notifier of an mm gives up for any signal: start again. */
+	if (ret == -EINTR)
+		ret = -ERESTARTNOINTR;
 	if (ret)
 		goto put_mm;
 

@@ -101,6 +101,31 @@ TEST(arguments_are_checked)
 	ERRNO(ioctl(control, RMAP_IOC_MAP, &big), E2BIG);
 }
 
+/* T21: the system call as a 32-bit process makes it. */
+TEST(callers_with_32_bits)
+{
+#ifdef __x86_64__
+	struct rmap_map *map = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT,
+				    -1, 0);
+	int control = control_of_self(), ret;
+
+	CHECK(map != MAP_FAILED);
+	*map = (struct rmap_map){ sizeof(*map), 0, 1ULL << 40, 1ULL << 41,
+				  1ULL << 36 };
+	/* ioctl is 54 there. */
+	asm volatile("int $0x80" : "=a"(ret)
+		     : "a"(54), "b"(control), "c"(RMAP_IOC_MAP), "d"(map)
+		     : "memory", "r8", "r9", "r10", "r11");
+	if (ret == -ENOSYS)
+		skip("the kernel takes no 32-bit system calls");
+	EQUAL(ret, 0);
+	CHECK(!rmap_unmap(control, 1ULL << 41, 1ULL << 36));
+#else
+	skip("only for x86-64");
+#endif
+}
+
 TEST(a_thread_that_is_gone)
 {
 	struct actor target;

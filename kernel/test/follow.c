@@ -3,6 +3,7 @@
 #include "harness.h"
 
 #include <linux/userfaultfd.h>
+#include <sys/resource.h>
 
 TEST(loads_and_stores_go_both_ways)
 {
@@ -260,6 +261,38 @@ TEST(files_and_shared_memory)
 	EQUAL(load(mirror(access, file, 4 * PAGE) + 3 * PAGE), 0);
 }
 
+TEST(hugetlb_memory)
+{
+	struct actor target, child;
+	volatile char *m;
+	unsigned long a;
+	uint64_t value;
+	int access;
+
+	actor_start(&target);
+	a = actor_sys(&target, SYS_mmap, 0, 2 * HUGE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+	if (a == -1UL)
+		skip("no huge pages reserved (%s)", strerror(errno));
+	access = access_whole(target.pid, RW);
+	m = mirror(access, a, 2 * HUGE);
+	store(m + 3 * PAGE, 1);
+	EQUAL(actor_get(&target, a + 3 * PAGE), 1);
+	for (unsigned long i = 0; i < 2 * HUGE; i += PAGE)
+		store(m + i, i);
+	for (unsigned long i = 0; i < 2 * HUGE; i += PAGE)
+		EQUAL(actor_get(&target, a + i), i);
+	EQUAL(load(mirror(access, a + 5 * PAGE, PAGE)), 5 * PAGE);
+	actor_fork(&target, &child);
+	EQUAL(load(m + PAGE), PAGE);
+	actor_put(&target, a + PAGE, 1);
+	EQUAL(load(m + PAGE), 1);
+	EQUAL(actor_get(&child, a + PAGE), PAGE);
+	actor_unmap(&target, a, 2 * HUGE);
+	EQUAL(try_load(m, &value), SIGBUS);
+	actor_kill(&child);
+}
+
 TEST(secret_memory_stays_secret)
 {
 	struct actor target;
@@ -475,6 +508,76 @@ TEST(huge_pages)
 	CHECK(!mprotect((void *)(m + 3 * HUGE), HUGE, PROT_READ | PROT_WRITE));
 	store(m + 3 * HUGE, 2);
 	EQUAL(actor_get(&target, a + 3 * HUGE), 2);
+}
+
+/* Mapped as such: no page tables below, and a fault for each. */
+TEST(huge_pages_are_mapped_huge)
+{
+	unsigned long a, at, size = 64 * HUGE, huge;
+	struct rusage before, after;
+	struct actor target;
+	long tables;
+	volatile char *m;
+	char path[64], knob;
+	int fd = open("/sys/module/rmap/parameters/huge_pages", O_RDONLY);
+
+	CHECK(fd >= 0 && read(fd, &knob, 1) == 1);
+	if (knob != 'Y')
+		skip("huge_pages is off for this kernel");
+	actor_start(&target);
+	at = actor_map(&target, 0, size + HUGE, PROT_NONE, MAP_PRIVATE);
+	a = (at + HUGE - 1) & ~(HUGE - 1);
+	actor_map(&target, a, size, PROT_READ | PROT_WRITE,
+		  MAP_PRIVATE | MAP_FIXED);
+	CHECK(!actor_sys(&target, SYS_madvise, a, size, MADV_HUGEPAGE));
+	for (unsigned long i = 0; i < size; i += HUGE)
+		actor_put(&target, a + i, 1);
+	snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", target.pid);
+	huge = proc_number(path, "AnonHugePages:");
+	if (huge < size >> 10)
+		skip("only %lu KiB of the target are huge pages", huge);
+	m = mirror(access_whole(target.pid, RW), a, size);
+	tables = status_kb("VmPTE:");
+	CHECK(!getrusage(RUSAGE_SELF, &before));
+	for (unsigned long i = 0; i < size; i += PAGE)
+		store(m + i, 2);
+	CHECK(!getrusage(RUSAGE_SELF, &after));
+	/* An invalidation may come from elsewhere, such as a compaction. */
+	CHECK(status_kb("VmPTE:") - tables < (long)(size / HUGE) * 4 / 2);
+	CHECK(after.ru_minflt - before.ru_minflt < (long)(size / HUGE) * 4);
+	EQUAL(actor_get(&target, a + size - PAGE), 2);
+}
+
+/* Small pages that are there come 2 MiB at a time, wherever they lie. */
+TEST(faults_come_in_batches)
+{
+	unsigned long a, size = 16 * HUGE;
+	struct rusage before, after;
+	struct actor target;
+	volatile char *m;
+
+	actor_start(&target);
+	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	actor_sys(&target, SYS_madvise, a, size, MADV_NOHUGEPAGE);
+	for (unsigned long i = 0; i < size; i += PAGE)
+		actor_put(&target, a + i, i);
+	m = mirror(access_whole(target.pid, RW), a, size);
+	CHECK(!getrusage(RUSAGE_SELF, &before));
+	for (unsigned long i = 0; i < size; i += PAGE)
+		EQUAL(load(m + i), i);
+	for (unsigned long i = 0; i < size; i += PAGE)
+		store(m + i, i + 1);
+	CHECK(!getrusage(RUSAGE_SELF, &after));
+	CHECK(after.ru_minflt - before.ru_minflt < (long)(size / HUGE) * 8);
+	/* One at a time, if that is wanted. */
+	CHECK(!munmap((void *)m, size));
+	m = mirror(access_whole(target.pid, RW), a, size);
+	CHECK(!madvise((void *)m, size, MADV_RANDOM));
+	CHECK(!getrusage(RUSAGE_SELF, &before));
+	for (unsigned long i = 0; i < size; i += PAGE)
+		EQUAL(load(m + i), i + 1);
+	CHECK(!getrusage(RUSAGE_SELF, &after));
+	CHECK(after.ru_minflt - before.ru_minflt >= (long)(size / PAGE));
 }
 
 /* A huge page that is read-only first: the target's fork, then stores. */

@@ -11,6 +11,8 @@ if modprobe -d "$GUEST_KERNEL" zram && echo 512M >/sys/block/zram0/disksize; the
     mkswap /dev/zram0 >/dev/null && swapon /dev/zram0
 fi
 
+echo 8 >/proc/sys/vm/nr_hugepages
+
 insmod ./rmap.ko || exit 1
 echo "== as root"
 ./conformance "$@" || status=1
@@ -26,5 +28,9 @@ if grep -q '^rmap ' /proc/modules; then
     echo "the module is still in use: $(grep '^rmap ' /proc/modules)"
     status=1
 fi
-insmod ./rmap.ko && rmmod rmap || status=1
+
+# Where huge pages are off by default: they work all the same.
+echo "== huge pages on"
+insmod ./rmap.ko huge_pages=1 || exit 1
+./conformance huge no_stale partial pages_that mutual || status=1
 exit $status
