@@ -6,6 +6,7 @@
 #   make test             everything that ci/ has; as root: each test as root and as an ordinary user
 #   make check            formatting, lints, documentation
 #   make fuzz             what peers may send, mutated for long (RMAP_FUZZ_SECONDS for each target, 3600)
+#   make test-kernel      the kernel module's tests, on Debian kernels in QEMU
 #   make soak             the random tests for long (RMAP_SOAK_SECONDS each, 600), the C tests often
 
 PREFIX       ?= /usr/local
@@ -94,6 +95,9 @@ demo: local-install
 test: local-install
 	ci/test-all.sh '$(LOCAL)'
 
+test-kernel:
+	kernel/test/run.sh
+
 soak: all
 	ci/soak.sh
 
@@ -107,4 +111,4 @@ check:
 clean:
 	$(CARGO) clean
 
-.PHONY: all install uninstall local-install demo test soak fuzz check clean
+.PHONY: all install uninstall local-install demo test test-kernel soak fuzz check clean

@@ -355,7 +355,7 @@ static vm_fault_t rmap_install_huge(struct rmap_batch *batch)
 static bool rmap_install_table(struct vm_fault *vmf)
 {
 	struct mm_struct *mm = vmf->vma->vm_mm;
-	spinlock_t *ptl;
+	spinlock_t *ptl;	/* of vmf->pmd */
 	pmd_t pmd;
 
 	if (pmd_none(READ_ONCE(*vmf->pmd))) {

@@ -70,14 +70,14 @@ struct rmap_space {
 	bool revoked;
 	bool revoke_on_close;
 
-	spinlock_t tree_lock;
+	spinlock_t tree_lock;		/* @views */
 	struct rb_root views;		/* by offset, disjoint */
 
 	struct inode *inode;
 	struct workqueue_struct *work;
 	struct work_struct destroy;
 
-	spinlock_t outcome_lock;
+	spinlock_t outcome_lock;	/* @outcomes */
 	struct rmap_outcome outcomes[1 << RMAP_OUTCOME_BITS];
 };
 

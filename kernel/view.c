@@ -4,6 +4,7 @@
  * whenever the target's pages are about to change.
  */
 #include <linux/bitmap.h>
+#include <linux/bits.h>
 #include <linux/lockdep.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -17,7 +18,7 @@
  * that nobody looks at, and it ends recursion: see rmap_view_invalidate().
  */
 #define RMAP_BLOCK_SHIFT	9
-#define RMAP_BLOCK_PAGES	(1UL << RMAP_BLOCK_SHIFT)
+#define RMAP_BLOCK_PAGES	BIT(RMAP_BLOCK_SHIFT)
 
 struct rmap_block {
 	DECLARE_BITMAP(installed, RMAP_BLOCK_PAGES);
@@ -216,7 +217,6 @@ static void rmap_view_settle(struct work_struct *work)
 
 	/* Pairs with rmap_view_settled(): then look at page tables. */
 	smp_store_release(&view->settled, seq);
-	/* A full barrier comes with the wakeup. */
 	wake_up_all(&view->settled_wait);
 	rmap_view_put(view);
 }
@@ -231,6 +231,7 @@ void rmap_view_queue_settle(struct rmap_view *view)
 /* Is no invalidation going on? Then @seq is what to check against later. */
 bool rmap_view_settled(struct rmap_view *view, unsigned long *seq)
 {
+	/* Pairs with rmap_view_settle(). */
 	*seq = smp_load_acquire(&view->settled);
 	return *seq == READ_ONCE(view->notifier.invalidate_seq);
 }

@@ -13,6 +13,7 @@ fi
 
 echo 8 >/proc/sys/vm/nr_hugepages
 
+insmod ./rmap_test_kthread.ko || exit 1
 insmod ./rmap.ko || exit 1
 echo "== as root"
 ./conformance "$@" || status=1

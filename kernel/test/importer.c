@@ -153,6 +153,45 @@ TEST(pinning_is_refused)
 	ERRNO(write(pipes[1], (void *)(m + 3 * PAGE), PAGE), EFAULT);
 }
 
+/* R15: by a module that is there for this test. */
+TEST(kernel_threads_fault)
+{
+	int device = open("/dev/rmap-test-kthread", O_RDWR);
+	struct actor target;
+	uint64_t touch[3];
+	unsigned long a;
+	volatile char *m;
+
+	if (device < 0)
+		skip("rmap_test_kthread is not loaded");
+	actor_start(&target);
+	a = actor_map(&target, 0, 4 * PAGE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE);
+	actor_put(&target, a, 21);
+	actor_unmap(&target, a + 3 * PAGE, PAGE);
+	m = mirror(access_whole(target.pid, RW), a, 4 * PAGE);
+	touch[0] = (unsigned long)m;
+	touch[2] = 0;
+	CHECK(!ioctl(device, 0, touch));
+	EQUAL(touch[1], 21);
+	/* Nothing there yet, so the thread has it brought in. */
+	touch[0] = (unsigned long)m + PAGE;
+	touch[1] = 22;
+	touch[2] = 1;
+	CHECK(!ioctl(device, 0, touch));
+	EQUAL(actor_get(&target, a + PAGE), 22);
+	touch[0] = (unsigned long)m + 3 * PAGE;
+	ERRNO(ioctl(device, 0, touch), EFAULT);
+	touch[2] = 0;
+	ERRNO(ioctl(device, 0, touch), EFAULT);
+	CHECK(!actor_sys(&target, SYS_mprotect, a, PAGE, PROT_READ));
+	touch[0] = (unsigned long)m;
+	touch[2] = 1;
+	ERRNO(ioctl(device, 0, touch), EFAULT);
+	actor_kill(&target);
+	ERRNO(ioctl(device, 0, touch), EFAULT);
+}
+
 /* What accesses the importer's memory from outside. */
 TEST(debuggers_see_through)
 {

@@ -198,13 +198,15 @@ static void *spin(void *arg)
 static void reuse_after(bool by_unmap)
 {
 	unsigned long a, b, size = 128 * PAGE;
-	int control, access, rounds = 300;
+	int control, access, zero, rounds = 500;
 	struct spin work = { .size = size };
 	struct actor target;
 	pthread_t threads[2];
 	volatile char *check;
+	uint64_t value;
 
 	actor_start(&target);
+	zero = actor_give_fd(&target, open("/dev/zero", O_RDONLY));
 	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 	b = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 	/* Outside of the view that is written through. */
@@ -219,19 +221,19 @@ static void reuse_after(bool by_unmap)
 	for (int round = 0; round < rounds; round++) {
 		if (by_unmap) {
 			CHECK(!rmap_unmap(control, 0, size));
+			for (unsigned long i = 0; i < size; i += PAGE)
+				EQUAL(try_load(work.m + i, &value), SIGBUS);
 			/* Same pages, other address. */
 			CHECK(actor_sys(&target, SYS_mremap, a, size, size,
 					MREMAP_MAYMOVE | MREMAP_FIXED, b) ==
 			      (long)b);
-			for (unsigned long i = 0; i < size; i += PAGE)
-				actor_put(&target, b + i, 0);
 		} else {
 			actor_unmap(&target, a, size);
 			actor_map(&target, b, size, PROT_READ | PROT_WRITE,
 				  MAP_PRIVATE | MAP_FIXED);
-			for (unsigned long i = 0; i < size; i += PAGE)
-				actor_put(&target, b + i, 0);
 		}
+		/* Fills in what is missing, too. */
+		EQUAL(actor_sys(&target, SYS_read, zero, b, size), size);
 		for (int pass = 0; pass < 3; pass++)
 			for (unsigned long i = 0; i < size; i += PAGE)
 				EQUAL(load(check + i), 0);
@@ -254,6 +256,26 @@ TEST(no_stale_page_after_unmap)
 TEST(no_stale_page_after_munmap_of_the_target)
 {
 	reuse_after(false);
+}
+
+/* Files and mappings hold the module, whichever is left. */
+TEST(module_in_use_is_not_unloaded)
+{
+	int control, access;
+	volatile char *m;
+	unsigned long a;
+
+	if (geteuid())
+		skip("only root unloads modules");
+	control = control_of_self();
+	ERRNO(syscall(SYS_delete_module, "rmap", O_NONBLOCK), EAGAIN);
+	access = rmap_access(control, RW);
+	close(control);
+	ERRNO(syscall(SYS_delete_module, "rmap", O_NONBLOCK), EAGAIN);
+	m = mirror(access, 0, PAGE);
+	close(access);
+	ERRNO(syscall(SYS_delete_module, "rmap", O_NONBLOCK), EAGAIN);
+	EQUAL(try_load(m, &a), SIGBUS);
 }
 
 /* Views come and go, importers fault, map and end, targets end. */

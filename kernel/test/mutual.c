@@ -128,6 +128,43 @@ TEST(invalidation_does_not_recurse)
 		actor_unmap(&actors[i], at[i], size);
 }
 
+/*
+ * The target maps and unmaps without a pause, next to what is faulted in: that
+ * must not keep the faults from ending.
+ */
+TEST(faults_beside_churn)
+{
+	unsigned long size = 8 * HUGE;
+	char *own = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	volatile char *m;
+	pid_t pid;
+
+	CHECK(own != MAP_FAILED);
+	pid = fork();
+	if (!pid) {
+		struct churn work = { mmap(NULL, 4 * PAGE,
+					   PROT_READ | PROT_WRITE,
+					   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+				      4 * PAGE, 0 };
+
+		for (unsigned long i = 0; i < size; i += PAGE)
+			*(uint64_t *)(own + i) = i;
+		raise(SIGSTOP);
+		churn(&work);
+	}
+	CHECK(waitpid(pid, NULL, WUNTRACED) == pid);
+	m = mirror(access_whole(pid, RW), (unsigned long)own, size);
+	CHECK(!madvise((void *)m, size, MADV_RANDOM));
+	CHECK(!kill(pid, SIGCONT));
+	for (unsigned long i = 0; i < size; i += PAGE) {
+		EQUAL(load(m + i), i);
+		store(m + i, i + 1);
+	}
+	kill(pid, SIGKILL);
+	CHECK(waitpid(pid, NULL, 0) == pid);
+}
+
 static unsigned long swapped(pid_t pid)
 {
 	char path[64];
@@ -137,7 +174,7 @@ static unsigned long swapped(pid_t pid)
 }
 
 /* T12 */
-TEST(swap_is_followed)
+static void swap_out_and_in(int advice)
 {
 	unsigned long a, size = 4 * HUGE;
 	struct actor target;
@@ -148,6 +185,7 @@ TEST(swap_is_followed)
 		skip("no swap here");
 	actor_start(&target);
 	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	actor_sys(&target, SYS_madvise, a, size, advice);
 	m = mirror(access_whole(target.pid, RW), a, size);
 	for (unsigned long i = 0; i < size; i += PAGE)
 		store(m + i, i + 1);
@@ -166,6 +204,16 @@ TEST(swap_is_followed)
 		EQUAL(actor_get(&target, a + i), i + 5);
 }
 
+TEST(swap_is_followed)
+{
+	swap_out_and_in(MADV_NOHUGEPAGE);
+}
+
+TEST(swap_of_huge_pages_is_followed)
+{
+	swap_out_and_in(MADV_HUGEPAGE);
+}
+
 /* MADV_FREE: what is written afterwards, by the mirror, must not be lost. */
 TEST(lazily_freed_memory)
 {
@@ -177,6 +225,8 @@ TEST(lazily_freed_memory)
 		skip("no swap here");
 	actor_start(&target);
 	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	/* A huge page is dirty as a whole. */
+	actor_sys(&target, SYS_madvise, a, size, MADV_NOHUGEPAGE);
 	m = mirror(access_whole(target.pid, RW), a, size);
 	for (unsigned long i = 0; i < size; i += PAGE)
 		store(m + i, 1);

@@ -33,6 +33,9 @@ for version in "${versions[@]}"; do
     make -s -C kernel dkms-source DESTDIR="$work/build"
     make -s -C "$work"/build/usr/src/rmap-* KDIR="$headers"
     cp "$work"/build/usr/src/rmap-*/rmap.ko "$work/rmap.ko"
+    cp -r kernel/test/kthread "$work/build/kthread"
+    make -s -C "$headers" M="$work/build/kthread" modules
+    cp "$work/build/kthread/rmap_test_kthread.ko" "$work"
     ci/guest.sh run "$version" "$work" "./guest-tests.sh $*" || failed+=("$version: status $?")
 done
 
