@@ -40,7 +40,7 @@ struct rmap_batch {
 	unsigned int index;		/* the page that faulted */
 	unsigned int gup_flags;
 	bool writable;			/* the target itself may write there */
-	unsigned long seq;
+	struct rmap_attempt attempt;
 	unsigned long *pfns;		/* HMM_PFN_ encoding */
 	unsigned long pfn;		/* in place of @pfns for one page */
 };
@@ -106,14 +106,14 @@ static vm_fault_t rmap_fault_of_errno(long error)
 }
 
 static void rmap_batch_init(struct rmap_batch *batch, struct vm_fault *vmf,
-			    struct rmap_view *view)
+			    struct rmap_view *view, bool single)
 {
 	struct vm_area_struct *vma = vmf->vma;
 	unsigned long address = vmf->address & PAGE_MASK;
 	unsigned long page = vmf->pgoff - view->pgoff;
 	unsigned long before = 0, after = 0;
 
-	if (!(vma->vm_flags & VM_RAND_READ)) {
+	if (!single && !(vma->vm_flags & VM_RAND_READ)) {
 		unsigned long start = max(address & PMD_MASK, vma->vm_start);
 		unsigned long end = min((address & PMD_MASK) + (PMD_SIZE - 1),
 					vma->vm_end - 1);
@@ -130,7 +130,8 @@ static void rmap_batch_init(struct rmap_batch *batch, struct vm_fault *vmf,
 	batch->index = before;
 	batch->address = address - (before << PAGE_SHIFT);
 	batch->target = view->address + (batch->first << PAGE_SHIFT);
-	batch->pfns = NULL;
+	batch->attempt.first = batch->first;
+	batch->attempt.last = batch->first + batch->nr - 1;
 }
 
 /* Narrows the batch to the target's VMA. */
@@ -218,9 +219,11 @@ static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
 	batch->writable = (vma->vm_flags & (VM_WRITE | VM_SHADOW_STACK)) ==
 			  VM_WRITE;
 	if (batch->nr > 1) {
+		/* One that never fires: the attempt says what is stale. */
+		struct mmu_interval_notifier still = { .mm = batch->mm };
 		struct hmm_range range = {
-			.notifier = &batch->view->notifier,
-			.notifier_seq = batch->seq,
+			.notifier = &still,
+			.notifier_seq = still.invalidate_seq,
 			.start = batch->target,
 			.end = batch->target + ((unsigned long)batch->nr
 						<< PAGE_SHIFT),
@@ -229,11 +232,10 @@ static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
 			.dev_private_owner = batch,
 		};
 
-		/* Nothing is asked for, so it only fails if it collides. */
-		if (hmm_range_fault(&range)) {
-			put_page(page);
-			return VM_FAULT_NOPAGE;
-		}
+		/* Nothing is asked for, so hardly anything can fail. */
+		if (hmm_range_fault(&range))
+			memset(batch->pfns, 0,
+			       batch->nr * sizeof(*batch->pfns));
 	}
 	batch->pfns[batch->index] = page_to_pfn(page) | HMM_PFN_VALID;
 	if (batch->gup_flags & FOLL_WRITE)
@@ -249,7 +251,7 @@ static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
  * back. Cleaning a page announces itself, so it is enough that it is dirty
  * now; and for anonymous memory, to make it so.
  *
- * Under view->rwsem with a sequence that holds: the target maps the page.
+ * Under view->rwsem in an attempt that is not stale: the target maps the page.
  */
 static bool rmap_batch_writable(struct rmap_batch *batch, unsigned int i)
 {
@@ -276,10 +278,10 @@ static bool rmap_batch_writable(struct rmap_batch *batch, unsigned int i)
 	return true;
 }
 
+/* Under view->rwsem. */
 static bool rmap_batch_valid(struct rmap_batch *batch)
 {
-	return !batch->view->dead &&
-	       !mmu_interval_read_retry(&batch->view->notifier, batch->seq);
+	return !batch->view->dead && !batch->attempt.stale;
 }
 
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
@@ -424,48 +426,59 @@ unlock:
 	return result;
 }
 
-/*
- * Returns VM_FAULT_RETRY if it takes the slow way, else what the fault ends
- * with; the lock of the importer is held on return.
- */
-static vm_fault_t rmap_fault_quick(struct rmap_batch *batch)
+/* Reads and installs. Returns as rmap_batch_look(), with the attempt begun. */
+static vm_fault_t rmap_batch_try(struct rmap_batch *batch)
 {
 	struct mm_struct *importer = batch->vmf->vma->vm_mm;
-	vm_fault_t fault;
+	vm_fault_t fault = VM_FAULT_RETRY;
 
-	if (!rmap_view_settled(batch->view, &batch->seq))
-		return VM_FAULT_RETRY;
-	batch->pfns = &batch->pfn;
-	if (batch->nr > 1) {
-		batch->pfns = kcalloc(batch->nr, sizeof(*batch->pfns),
-				      GFP_KERNEL);
-		if (!batch->pfns)
-			return VM_FAULT_OOM;
-	}
-
-	fault = VM_FAULT_RETRY;
 	if (batch->mm == importer) {
 		fault = rmap_batch_look(batch);
 	} else if (mmap_read_trylock(batch->mm)) {
 		fault = rmap_batch_look(batch);
-		/* From here the sequence vouches for what was seen. */
+		/* From here the attempt vouches for what was seen. */
 		mmap_read_unlock(batch->mm);
 	}
 	if (fault)
-		goto free;
+		return fault;
 
-	fault = VM_FAULT_OOM;
 	if (rmap_view_reserve(batch->view, batch->first,
 			      batch->first + batch->nr - 1))
-		goto free;
+		return VM_FAULT_OOM;
 	fault = VM_FAULT_FALLBACK;
 	if (rmap_batch_is_huge(batch))
 		fault = rmap_install_huge(batch);
 	if (fault == VM_FAULT_FALLBACK)
 		fault = rmap_install_pages(batch);
-free:
-	if (batch->pfns != &batch->pfn)
+	return fault;
+}
+
+/*
+ * Returns VM_FAULT_RETRY if it takes the slow way, else what the fault ends
+ * with; the lock of the importer is held on return.
+ */
+static vm_fault_t rmap_fault_quick(struct rmap_batch *batch,
+				   struct vm_fault *vmf, struct rmap_view *view)
+{
+	vm_fault_t fault;
+
+	rmap_batch_init(batch, vmf, view, false);
+	if (batch->nr > 1 && rmap_attempt_begin(view, &batch->attempt)) {
+		batch->pfns = kcalloc(batch->nr, sizeof(*batch->pfns),
+				      GFP_KERNEL);
+		fault = batch->pfns ? rmap_batch_try(batch) : VM_FAULT_OOM;
 		kfree(batch->pfns);
+		rmap_attempt_end(view, &batch->attempt);
+		if (!batch->attempt.stale)
+			return fault;
+	}
+	/* What goes on nearby does not hold up the page itself. */
+	rmap_batch_init(batch, vmf, view, true);
+	if (!rmap_attempt_begin(view, &batch->attempt))
+		return VM_FAULT_RETRY;
+	batch->pfns = &batch->pfn;
+	fault = rmap_batch_try(batch);
+	rmap_attempt_end(view, &batch->attempt);
 	return fault;
 }
 
@@ -499,7 +512,8 @@ static vm_fault_t rmap_bring_in_killable(struct rmap_batch *batch,
 	vm_fault_t fault;
 	int locked = 1;
 
-	if (rmap_view_wait_settled(batch->view) ||
+	if (rmap_view_wait_settled(batch->view,
+				   batch->first + batch->index) ||
 	    mmap_read_lock_killable(batch->mm))
 		return 0;
 	fault = rmap_bring_in(batch, target, &locked);
@@ -581,8 +595,7 @@ static vm_fault_t rmap_fault(struct vm_fault *vmf)
 	if (!mmget_not_zero(mm))
 		goto put_view;
 
-	rmap_batch_init(&batch, vmf, view);
-	fault = rmap_fault_quick(&batch);
+	fault = rmap_fault_quick(&batch, vmf, view);
 	if (fault == VM_FAULT_RETRY)
 		fault = rmap_fault_slow(&batch);
 

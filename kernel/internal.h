@@ -28,13 +28,14 @@
  *     view->rwsem (write)        released before the next
  *     inode i_mmap_rwsem         zapping mirrors, which announces a nested
  *                                invalidation in I: see rmap_view_invalidate()
- *   space->tree_lock, outcome lock: leaves
+ *   space->tree_lock, view->lock, outcome lock: leaves
  */
 #ifndef RMAP_INTERNAL_H
 #define RMAP_INTERNAL_H
 
 #include <linux/fs.h>
 #include <linux/kref.h>
+#include <linux/list.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
@@ -81,6 +82,24 @@ struct rmap_space {
 	struct rmap_outcome outcomes[1 << RMAP_OUTCOME_BITS];
 };
 
+/* Pages of a view whose invalidation may not be over. */
+struct rmap_busy {
+	unsigned long first;
+	unsigned long last;
+	unsigned long seq;
+};
+
+/* When there are more, they are taken together; that only delays faults. */
+#define RMAP_BUSY_MAX	16
+
+/* A fault between reading the target's page tables and installing. */
+struct rmap_attempt {
+	struct list_head node;
+	unsigned long first;		/* pages of the view */
+	unsigned long last;
+	bool stale;			/* one of them was invalidated since */
+};
+
 /* A range of the target shown at a range of offsets. */
 struct rmap_view {
 	struct kref ref;		/* tree, faults, queued work */
@@ -93,14 +112,18 @@ struct rmap_view {
 
 	struct mmu_interval_notifier notifier;
 	/*
-	 * Faults install under it (read), invalidations advance the sequence
+	 * Faults install under it (read), invalidations make attempts stale
 	 * under it (write). Guards @dead and @blocks' bits.
 	 */
 	struct rw_semaphore rwsem;
 	bool dead;
 	struct xarray blocks;		/* of struct rmap_block */
 
-	/* The last sequence whose invalidations are known to be over. */
+	spinlock_t lock;		/* @attempts, @busy */
+	struct list_head attempts;
+	struct rmap_busy busy[RMAP_BUSY_MAX];
+	unsigned int busy_nr;
+	/* Invalidations up to this sequence are over; 0 if none is known to be. */
 	unsigned long settled;
 	wait_queue_head_t settled_wait;
 	struct work_struct settle;
@@ -135,9 +158,10 @@ int rmap_view_remove(struct rmap_space *space, pgoff_t pgoff, unsigned long nr);
 void rmap_view_remove_all(struct rmap_space *space);
 struct rmap_view *rmap_view_get(struct rmap_space *space, pgoff_t pgoff);
 void rmap_view_put(struct rmap_view *view);
-bool rmap_view_settled(struct rmap_view *view, unsigned long *seq);
+bool rmap_attempt_begin(struct rmap_view *view, struct rmap_attempt *attempt);
+void rmap_attempt_end(struct rmap_view *view, struct rmap_attempt *attempt);
 void rmap_view_queue_settle(struct rmap_view *view);
-int rmap_view_wait_settled(struct rmap_view *view);
+int rmap_view_wait_settled(struct rmap_view *view, unsigned long page);
 int rmap_view_reserve(struct rmap_view *view, unsigned long first,
 		      unsigned long last);
 void rmap_view_mark(struct rmap_view *view, unsigned long first,

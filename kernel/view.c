@@ -7,6 +7,7 @@
 #include <linux/bits.h>
 #include <linux/lockdep.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "internal.h"
@@ -130,6 +131,148 @@ static void rmap_view_unmark(struct rmap_view *view, unsigned long first,
 	}
 }
 
+/*
+ * Attempts.
+ *
+ * A fault reads the target's page tables and then installs what it saw. That is
+ * sound if no invalidation of these pages was going on when it began to read,
+ * and none has begun when it installs. The first is told by the ranges in
+ * view->busy, the second by the attempt itself, which every invalidation finds
+ * in view->attempts. Both know pages: a target that unmaps all day does not
+ * disturb faults elsewhere in its address space.
+ *
+ * When invalidations end is known to mmu_interval_read_begin() only, which
+ * waits for that. But not killably, and a target whose threads take turns can
+ * make it wait for ever. So a worker calls it and publishes the sequence it
+ * got; faults wait for the worker where they can be killed.
+ */
+
+/* Are these pages being invalidated, as far as is known? */
+static bool rmap_view_busy(struct rmap_view *view, unsigned long first,
+			   unsigned long last)
+{
+	unsigned long settled;
+	unsigned int i;
+
+	lockdep_assert_held(&view->lock);
+	/* Pairs with rmap_view_settle(). */
+	settled = smp_load_acquire(&view->settled);
+	if (!settled)
+		return true;
+	for (i = 0; i < view->busy_nr; i++) {
+		struct rmap_busy *busy = &view->busy[i];
+
+		if ((long)(busy->seq - settled) > 0 && busy->first <= last &&
+		    busy->last >= first)
+			return true;
+	}
+	return false;
+}
+
+/* An invalidation of these pages begins. */
+static void rmap_view_make_busy(struct rmap_view *view, unsigned long first,
+				unsigned long last, unsigned long seq)
+{
+	unsigned long settled = READ_ONCE(view->settled);
+	struct rmap_busy all = { first, last, seq };
+	struct rmap_attempt *attempt;
+	unsigned int i, kept = 0;
+
+	spin_lock(&view->lock);
+	for (i = 0; i < view->busy_nr; i++) {
+		struct rmap_busy *busy = &view->busy[i];
+
+		if (settled && (long)(busy->seq - settled) <= 0)
+			continue;
+		/* Sequences do not go back: this one stands for both. */
+		if (busy->first <= all.last && busy->last >= all.first) {
+			all.first = min(all.first, busy->first);
+			all.last = max(all.last, busy->last);
+			continue;
+		}
+		view->busy[kept++] = *busy;
+	}
+	if (kept == RMAP_BUSY_MAX) {
+		for (i = 0; i < kept; i++) {
+			all.first = min(all.first, view->busy[i].first);
+			all.last = max(all.last, view->busy[i].last);
+		}
+		kept = 0;
+	}
+	view->busy[kept++] = all;
+	view->busy_nr = kept;
+
+	list_for_each_entry(attempt, &view->attempts, node)
+		if (attempt->first <= last && attempt->last >= first)
+			attempt->stale = true;
+	spin_unlock(&view->lock);
+}
+
+/* False if the pages are busy. Else the attempt has to be ended. */
+bool rmap_attempt_begin(struct rmap_view *view, struct rmap_attempt *attempt)
+{
+	bool begun;
+
+	attempt->stale = false;
+	spin_lock(&view->lock);
+	begun = !rmap_view_busy(view, attempt->first, attempt->last);
+	if (begun)
+		list_add(&attempt->node, &view->attempts);
+	spin_unlock(&view->lock);
+	return begun;
+}
+
+void rmap_attempt_end(struct rmap_view *view, struct rmap_attempt *attempt)
+{
+	spin_lock(&view->lock);
+	list_del(&attempt->node);
+	spin_unlock(&view->lock);
+}
+
+static void rmap_view_settle(struct work_struct *work)
+{
+	struct rmap_view *view = container_of(work, struct rmap_view, settle);
+	unsigned long seq = mmu_interval_read_begin(&view->notifier);
+
+	/* Pairs with rmap_view_busy(): then look at page tables. */
+	smp_store_release(&view->settled, seq);
+	wake_up_all(&view->settled_wait);
+	rmap_view_put(view);
+}
+
+void rmap_view_queue_settle(struct rmap_view *view)
+{
+	kref_get(&view->ref);
+	if (!queue_work(view->space->work, &view->settle))
+		rmap_view_put(view);
+}
+
+/* Sleeps while the page is busy, or until a fatal signal. No lock is held. */
+int rmap_view_wait_settled(struct rmap_view *view, unsigned long page)
+{
+	DEFINE_WAIT(wait);
+	bool busy;
+	int ret = 0;
+
+	for (;;) {
+		prepare_to_wait(&view->settled_wait, &wait, TASK_KILLABLE);
+		spin_lock(&view->lock);
+		busy = rmap_view_busy(view, page, page);
+		spin_unlock(&view->lock);
+		if (!busy || READ_ONCE(view->dead))
+			break;
+		if (fatal_signal_pending(current)) {
+			ret = -EINTR;
+			break;
+		}
+		/* Again if the last one published too old a sequence. */
+		rmap_view_queue_settle(view);
+		schedule();
+	}
+	finish_wait(&view->settled_wait, &wait);
+	return ret;
+}
+
 /* When it returns, no mirror has a page of that range of the view. */
 static void rmap_view_zap(struct rmap_view *view, unsigned long first,
 			  unsigned long last)
@@ -147,9 +290,9 @@ static void rmap_view_zap(struct rmap_view *view, unsigned long first,
 }
 
 /*
- * The target is about to change what it has at @range. Nothing is installed
- * from now on until that is over (by the sequence), and what was is zapped,
- * TLBs included, before this returns.
+ * The target is about to change what it has at @range. None of it is installed
+ * from now on until that is over (see above), and what was is zapped, TLBs
+ * included, before this returns.
  *
  * Zapping a mirror calls the notifiers of the importer's mm for the range of
  * the mirror. Where somebody mirrors that, we come here again, for his view:
@@ -180,6 +323,7 @@ static bool rmap_view_invalidate(struct mmu_interval_notifier *notifier,
 	else if (!down_write_trylock(&view->rwsem))
 		return false;
 	mmu_interval_set_seq(notifier, seq);
+	rmap_view_make_busy(view, first, last, seq);
 	marked = rmap_view_marked(view, &first, &last);
 	up_write(&view->rwsem);
 
@@ -199,65 +343,6 @@ static bool rmap_view_invalidate(struct mmu_interval_notifier *notifier,
 static const struct mmu_interval_notifier_ops rmap_view_notifier_ops = {
 	.invalidate = rmap_view_invalidate,
 };
-
-/*
- * Settling.
- *
- * A fault must not start from a sequence whose invalidations are still going
- * on. mmu_interval_read_begin() waits for that, but not killably, and a target
- * whose threads take turns can make it wait for ever. So a worker calls it and
- * publishes the sequence it got; faults compare, and wait for the worker where
- * they can be killed. A sequence that was published stays good: a later
- * invalidation of this view has a higher one.
- */
-static void rmap_view_settle(struct work_struct *work)
-{
-	struct rmap_view *view = container_of(work, struct rmap_view, settle);
-	unsigned long seq = mmu_interval_read_begin(&view->notifier);
-
-	/* Pairs with rmap_view_settled(): then look at page tables. */
-	smp_store_release(&view->settled, seq);
-	wake_up_all(&view->settled_wait);
-	rmap_view_put(view);
-}
-
-void rmap_view_queue_settle(struct rmap_view *view)
-{
-	kref_get(&view->ref);
-	if (!queue_work(view->space->work, &view->settle))
-		rmap_view_put(view);
-}
-
-/* Is no invalidation going on? Then @seq is what to check against later. */
-bool rmap_view_settled(struct rmap_view *view, unsigned long *seq)
-{
-	/* Pairs with rmap_view_settle(). */
-	*seq = smp_load_acquire(&view->settled);
-	return *seq == READ_ONCE(view->notifier.invalidate_seq);
-}
-
-/* Sleeps until none is, or a fatal signal. No lock may be held. */
-int rmap_view_wait_settled(struct rmap_view *view)
-{
-	DEFINE_WAIT(wait);
-	unsigned long seq;
-	int ret = 0;
-
-	for (;;) {
-		prepare_to_wait(&view->settled_wait, &wait, TASK_KILLABLE);
-		if (rmap_view_settled(view, &seq) || READ_ONCE(view->dead))
-			break;
-		if (fatal_signal_pending(current)) {
-			ret = -EINTR;
-			break;
-		}
-		/* Again if the last one published too old a sequence. */
-		rmap_view_queue_settle(view);
-		schedule();
-	}
-	finish_wait(&view->settled_wait, &wait);
-	return ret;
-}
 
 /* The tree of views. */
 
@@ -370,6 +455,8 @@ int rmap_view_add(struct rmap_space *space, const struct rmap_map *map)
 	view->nr = map->length >> PAGE_SHIFT;
 	view->rdonly = map->flags & RMAP_MAP_RDONLY;
 	init_rwsem(&view->rwsem);
+	spin_lock_init(&view->lock);
+	INIT_LIST_HEAD(&view->attempts);
 	xa_init(&view->blocks);
 	init_waitqueue_head(&view->settled_wait);
 	INIT_WORK(&view->settle, rmap_view_settle);

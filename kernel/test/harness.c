@@ -11,7 +11,7 @@
 struct test *tests;
 
 /* Seconds one test may take; the guest emulates its processor. */
-#define LIMIT 120
+#define LIMIT 300
 #define SKIPPED 77
 
 void fail(const char *file, int line, const char *format, ...)

@@ -198,7 +198,7 @@ static void *spin(void *arg)
 static void reuse_after(bool by_unmap)
 {
 	unsigned long a, b, size = 128 * PAGE;
-	int control, access, zero, rounds = 500;
+	int control, access, zero, rounds = 200;
 	struct spin work = { .size = size };
 	struct actor target;
 	pthread_t threads[2];

@@ -242,7 +242,7 @@ TEST(lazily_freed_memory)
 /* T12: KSM, compaction and khugepaged while both sides write. */
 TEST(pages_that_move)
 {
-	unsigned long a, at, size = 4 * HUGE;
+	unsigned long a, at, size = 2 * HUGE;
 	struct actor target;
 	volatile char *m;
 	unsigned long moved = 0;
@@ -258,7 +258,7 @@ TEST(pages_that_move)
 	write_file("/sys/kernel/mm/ksm/pages_to_scan", "10000");
 	write_file("/sys/kernel/mm/ksm/sleep_millisecs", "1");
 	write_file("/sys/kernel/mm/ksm/run", "1");
-	for (int round = 0; round < 30; round++) {
+	for (int round = 0; round < 8; round++) {
 		unsigned long step = 5 * PAGE;
 
 		write_file("/proc/sys/vm/compact_memory", "1");
