@@ -86,8 +86,7 @@ fetch() {
     rm -rf "$new"
     mkdir -p "$new/debs" "$new/root"
     # The two names to start from are empty packages.
-    (cd "$new/debs" && printf '%s\n' $done | grep -v -- '-amd64=[^=]*$' | cat - <(printf '%s\n' $done |
-        grep -E -- '^linux-(image|headers)-[0-9]') | sort -u | xargs apt-get download -qq)
+    (cd "$new/debs" && printf '%s\n' $done | grep -vE '^linux-(image|headers)-amd64=' | xargs apt-get download -qq)
     for file in "$new"/debs/*.deb; do dpkg-deb -x "$file" "$new/root"; done
     rm -rf "$new/debs"
     [ -e "$new/root/lib/modules" ] || { mkdir -p "$new/root/lib" && mv "$new/root/usr/lib/modules" "$new/root/lib/"; }

@@ -180,9 +180,11 @@ int rmap_access_open(struct rmap_space *space, const struct rmap_access *arg)
 		return -EACCES;
 	/*
 	 * More than an open /proc/PID/mem proves: whether a store to that goes
-	 * through read-only memory is up to the administrator.
+	 * through read-only memory is up to the administrator. Newer kernels
+	 * have the target's user namespace in its task only, so it is the
+	 * initial one that counts.
 	 */
-	if (force && !ns_capable(space->mm->user_ns, CAP_SYS_PTRACE))
+	if (force && !capable(CAP_SYS_PTRACE))
 		return -EPERM;
 
 	access = kzalloc(sizeof(*access), GFP_KERNEL_ACCOUNT);

@@ -181,7 +181,9 @@ static vm_fault_t rmap_target_check(struct vm_area_struct *vma,
 		return 0;
 	if (!(flags & VM_READ))
 		return VM_FAULT_SIGBUS;
-	if (gup_flags & FOLL_FORCE && is_cow_mapping(flags))
+	/* A private mapping: it gets its own copy of the page. */
+	if (gup_flags & FOLL_FORCE &&
+	    (flags & (VM_SHARED | VM_MAYWRITE)) == VM_MAYWRITE)
 		return 0;
 	return VM_FAULT_SIGSEGV;
 }

@@ -67,7 +67,7 @@ struct rmap_info {
  *
  * RMAP_BIND_MEM proves by the open file that its opener had the right to trace
  * the process; it gives no more than the file was opened for. RMAP_BIND_PID
- * needs CAP_SYS_PTRACE.
+ * needs CAP_SYS_PTRACE. That is meant in the initial user namespace, always.
  *
  * EBADF no such descriptor or a negative one, EINVAL not /proc/PID/mem, EPERM,
  * ESRCH the process has no memory (any more), EBUSY bound already.
@@ -90,7 +90,7 @@ struct rmap_bind {
  *
  * With RMAP_ACCESS_FORCE stores also go to private memory that the target may
  * only read: as with a debugger the target gets its own copy of the page. It
- * needs CAP_SYS_PTRACE over the target. Nothing can be mapped executable.
+ * needs CAP_SYS_PTRACE. Nothing can be mapped executable.
  *
  * Returns the descriptor. EACCES the target was bound with less, EPERM,
  * ENOTCONN no target, ENODEV revoked.

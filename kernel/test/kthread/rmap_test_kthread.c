@@ -4,6 +4,7 @@
  * space, as vhost or KVM's asynchronous page faults do.
  */
 #include <linux/completion.h>
+#include <linux/fs.h>
 #include <linux/kthread.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
