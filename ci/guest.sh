@@ -120,7 +120,8 @@ make_initramfs() {
     mkdir -p "$tree"/{bin,dev,proc,sys,modules,root}
     cp "$(command -v busybox)" "$tree/bin/busybox"
     for module in virtio_pci 9pnet_virtio 9p; do
-        modprobe -d "$cache/$release" -S "$release" --show-depends "$module"
+        # Built in, if not found.
+        modprobe -d "$cache/$release" -S "$release" --show-depends "$module" || true
     done 2>/dev/null | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r module; do
         number=$((number + 1))
         case $module in

@@ -17,6 +17,9 @@ insmod ./rmap_test_kthread.ko || exit 1
 insmod ./rmap.ko || exit 1
 echo "== as root"
 ./conformance "$@" || status=1
+# Only root can start it.
+echo 10000 >/sys/kernel/mm/ksm/pages_to_scan
+echo 1 >/sys/kernel/mm/ksm/run
 echo "== as an ordinary user"
 setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all ./conformance "$@" || status=1
 
