@@ -2,11 +2,12 @@
 # Boots a Debian kernel in QEMU and runs a command on it. Nothing of the guest outlives the command.
 #
 #   ci/guest.sh headers VERSION                the folder for `make -C`
-#   ci/guest.sh run VERSION FOLDER COMMAND     the command sees this machine's files, read-only, and FOLDER at /run/work, writable;
-#                                              it runs as root in /run/work. The exit status is the command's. For
-#                                              modules of the kernel: modprobe -d "$GUEST_KERNEL".
+#   ci/guest.sh run VERSION FOLDER COMMAND     the command sees this machine's files, read-only, and FOLDER at
+#                                              /run/work, writable; it runs as root in /run/work. The exit status
+#                                              is the command's. For the kernel's modules: modprobe -d "$GUEST_KERNEL".
 #
-# VERSION is the start of a Debian kernel version: 6.1, 6.12. Kernels come from the Debian archive that this machine's apt uses.
+# VERSION is the start of a Debian kernel version: 6.1, 6.12. Kernels come from the Debian archive that this machine's
+# apt uses.
 #
 #   RMAP_GUEST_CACHE      where kernels are kept          (target/guest)
 #   RMAP_GUEST_SUITES     where to look for them          (bookworm bookworm-backports)
@@ -20,8 +21,8 @@ set -euo pipefail
 
 cache=${RMAP_GUEST_CACHE:-$TARGET/guest}
 # What a sound kernel does not say. Taint by a module that is not signed is no complaint.
-complaint='WARNING:|BUG:|Oops|general protection fault|Kernel panic|blocked for more than|soft lockup|refcount_t:|Bad page|Bad rss'
-complaint+='|self-detected stall|page allocation failure|UBSAN:|KFENCE:|KASAN:|possible recursive locking'
+complaint='WARNING:|BUG:|Oops|general protection fault|Kernel panic|blocked for more than|soft lockup|refcount_t:'
+complaint+='|Bad page|Bad rss|self-detected stall|page allocation failure|UBSAN:|KFENCE:|KASAN:|possible recursive locking'
 
 # ---- kernels ----
 
@@ -70,7 +71,8 @@ kernel_depends() {
 fetch() {
     local version package todo done='' new=$cache/new release file
     apt_setup
-    version=$(apt-cache madison linux-image-amd64 | awk '{ print $3 }' | grep -E "^${1//./\\.}([.~+-]|\$)" | sort -V | tail -n 1)
+    version=$(apt-cache madison linux-image-amd64 | awk '{ print $3 }' |
+        grep -E "^${1//./\\.}([.~+-]|\$)" | sort -V | tail -n 1)
     [ -n "$version" ] || die "no kernel $1 in: ${RMAP_GUEST_SUITES:-bookworm bookworm-backports}"
     todo="linux-image-amd64=$version linux-headers-amd64=$version"
     while [ -n "$todo" ]; do
@@ -89,7 +91,8 @@ fetch() {
     (cd "$new/debs" && printf '%s\n' $done | grep -vE '^linux-(image|headers)-amd64=' | xargs apt-get download -qq)
     for file in "$new"/debs/*.deb; do dpkg-deb -x "$file" "$new/root"; done
     rm -rf "$new/debs"
-    [ -e "$new/root/lib/modules" ] || { mkdir -p "$new/root/lib" && mv "$new/root/usr/lib/modules" "$new/root/lib/"; }
+    [ -e "$new/root/lib/modules" ] || { mkdir -p "$new/root/lib" &&
+        mv "$new/root/usr/lib/modules" "$new/root/lib/"; }
     release=$(basename "$(echo "$new"/root/lib/modules/*-amd64)")
     [ -e "$new/root/boot/vmlinuz-$release" ] || { mkdir -p "$new/root/boot" &&
         mv "$new/root/lib/modules/$release/vmlinuz" "$new/root/boot/vmlinuz-$release"; }
@@ -187,14 +190,16 @@ run() {
         # `rep movsb` is emulated byte by byte: without erms the kernel does not use it.
         machine=(-accel "tcg,thread=multi" -cpu "max,-erms")
     fi
-    share() { printf -- '-fsdev local,id=%s,path=%s,security_model=none,multidevs=remap%s -device virtio-9p-pci,fsdev=%s,mount_tag=%s' \
-        "$1" "$2" "${3-}" "$1" "$1"; }
+    share() { # NAME FOLDER [OPTIONS]
+        printf -- '-fsdev local,id=%s,path=%s,security_model=none,multidevs=remap%s ' "$1" "$2" "${3-}"
+        printf -- '-device virtio-9p-pci,fsdev=%s,mount_tag=%s ' "$1" "$1"
+    }
     # shellcheck disable=SC2046 # the shares are words
     timeout --foreground -k 10 "${RMAP_GUEST_LIMIT:-900}" qemu-system-x86_64 "${machine[@]}" \
         -smp 2 -m "${RMAP_GUEST_MEMORY:-2G}" -nodefaults -no-user-config -display none -no-reboot \
         -serial "file:$state/console" -chardev stdio,id=output,signal=off -serial chardev:output \
         -kernel "$cache/$release/boot/vmlinuz-$release" -initrd "$state/initramfs" \
-        -append "console=ttyS0 loglevel=5 panic=-1 tsc=reliable no_timer_check mitigations=off ${RMAP_GUEST_APPEND-}" \
+        -append "console=ttyS0 loglevel=5 panic=-1 tsc=reliable mitigations=off ${RMAP_GUEST_APPEND-}" \
         $(share files / ,readonly=on) $(share work "$folder") $(share guest "$state") </dev/null || qemu=$?
     if [ -s "$state/status" ]; then
         status=$(cat "$state/status")
@@ -203,7 +208,8 @@ run() {
         echo "${0##*/}: the guest did not finish (status $qemu of qemu)" >&2
         tail -n 60 "$state/console" >&2
     fi
-    if cat "$state/console" "$state/dmesg" 2>/dev/null | tr -d '\r' | grep -aE -m 3 -A 40 "$complaint" >"$state/complaints"; then
+    if cat "$state/console" "$state/dmesg" 2>/dev/null | tr -d '\r' |
+        grep -aE -m 3 -A 40 "$complaint" >"$state/complaints"; then
         echo "${0##*/}: the kernel complained:" >&2
         cat "$state/complaints" >&2
         [ "$status" != 0 ] || status=98
@@ -213,7 +219,8 @@ run() {
 }
 
 for program in qemu-system-x86_64 busybox cpio depmod xz; do
-    command -v "$program" >/dev/null || die "no $program (apt-get install qemu-system-x86 seabios busybox-static cpio kmod xz-utils)"
+    command -v "$program" >/dev/null ||
+        die "no $program (apt-get install qemu-system-x86 seabios busybox-static cpio kmod xz-utils)"
 done
 case ${1-} in
 headers)

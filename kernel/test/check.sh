@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# kernel/test/check.sh [HEADERS...]: builds the module with all warnings, for each folder of kernel headers, and through sparse;
-# checks its style with checkpatch, which is part of the kernel's source: CHECKPATCH=.../scripts/checkpatch.pl
+# kernel/test/check.sh [HEADERS...]: builds the module with all warnings, for each folder of kernel headers, and through
+# sparse; checks its style with checkpatch, which is part of the kernel's source: CHECKPATCH=.../scripts/checkpatch.pl
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../ci/lib.sh"
 cd "$ROOT"

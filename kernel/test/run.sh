@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# kernel/test/run.sh [VERSION...] [-- TEST...]: builds the module for each Debian kernel (6.1 6.12), boots it, and runs the tests
-# on it: as root, as an ordinary user, and unloading the module. The kernel's log must be clean.
+# kernel/test/run.sh [VERSION...] [-- TEST...]: builds the module for each Debian kernel (6.1 6.12), boots it, and runs the
+# tests on it: as root, as an ordinary user, and unloading the module. The kernel's log must be clean.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../ci/lib.sh"
 cd "$ROOT"
