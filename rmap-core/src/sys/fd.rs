@@ -35,10 +35,10 @@ pub(crate) fn of_mapping(
     let mut buffer = [0u8; libc::PATH_MAX as usize];
     if path.starts_with(b"/") && path.len() < buffer.len() {
         buffer[..path.len()].copy_from_slice(path);
-        if let Ok(path) = CStr::from_bytes_until_nul(&buffer) {
-            if let Ok(fd) = open_as(path, file, writable) {
-                return Ok(fd);
-            }
+        if let Ok(path) = CStr::from_bytes_until_nul(&buffer)
+            && let Ok(fd) = open_as(path, file, writable)
+        {
+            return Ok(fd);
         }
     }
     let dir = procfs::look_into(c"/proc/thread-self/fd")?;

@@ -68,10 +68,10 @@ fn each_vma(fd: &OwnedFd, mut each: impl FnMut(&Vma, &[u8]) -> ControlFlow<()>) 
             if core::mem::take(&mut skipping) {
                 continue;
             }
-            if let Some((vma, path)) = parse(line) {
-                if each(&vma, path).is_break() {
-                    return Ok(());
-                }
+            if let Some((vma, path)) = parse(line)
+                && each(&vma, path).is_break()
+            {
+                return Ok(());
             }
         }
         if count == 0 {
@@ -80,12 +80,11 @@ fn each_vma(fd: &OwnedFd, mut each: impl FnMut(&Vma, &[u8]) -> ControlFlow<()>) 
         buffer.copy_within(start..filled, 0);
         filled -= start;
         if filled == BUFFER {
-            if !core::mem::replace(&mut skipping, true) {
-                if let Some((vma, path)) = parse(&buffer) {
-                    if each(&vma, path).is_break() {
-                        return Ok(());
-                    }
-                }
+            if !core::mem::replace(&mut skipping, true)
+                && let Some((vma, path)) = parse(&buffer)
+                && each(&vma, path).is_break()
+            {
+                return Ok(());
             }
             filled = 0;
         }

@@ -284,10 +284,10 @@ impl Service {
                 if let Some(range) = replaced {
                     self.exporter.may_be_replaced(range);
                 }
-                if let Ok(range) = mapped {
-                    if own {
-                        self.exporter.note_own_window(range, true);
-                    }
+                if let Ok(range) = mapped
+                    && own
+                {
+                    self.exporter.note_own_window(range, true);
                 }
                 mapped.map(|range| Answer::Mapped(range.start()))
             }

@@ -368,11 +368,11 @@ impl Exporter {
     fn survey(&self, survey: &mut Survey) -> Result<()> {
         let mut result = Ok(());
         let read = self.maps.each_vma(|vma, _| {
-            if let (Some(file), Some(range)) = (vma.file, Range::between(vma.start, vma.end)) {
-                if let Err(errno) = self.survey_mapping(vma, file, range, survey) {
-                    result = Err(failed("mmap")(errno));
-                    return ControlFlow::Break(());
-                }
+            if let (Some(file), Some(range)) = (vma.file, Range::between(vma.start, vma.end))
+                && let Err(errno) = self.survey_mapping(vma, file, range, survey)
+            {
+                result = Err(failed("mmap")(errno));
+                return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
         });

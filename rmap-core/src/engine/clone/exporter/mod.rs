@@ -649,10 +649,11 @@ impl Exporter {
         let mut result = Ok(());
         self.maps
             .each_vma(|vma, path| {
-                if let Some(file) = vma.file.filter(|_| vma.shared && path.ends_with(b" (deleted)")) {
-                    if objects.of_file(file).is_none() && !inherited.contains(&file) {
-                        result = inherited.push(file);
-                    }
+                if let Some(file) = vma.file.filter(|_| vma.shared && path.ends_with(b" (deleted)"))
+                    && objects.of_file(file).is_none()
+                    && !inherited.contains(&file)
+                {
+                    result = inherited.push(file);
                 }
                 if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })

@@ -113,10 +113,10 @@ impl Importer {
             return Err(Error::Invalid("outside the segment"));
         }
         self.windows.reserve(1).map_err(failed("mmap"))?;
-        if let Some(range) = place.and_then(|place| Range::new(place, remote.len())) {
-            if self.windows.iter().any(|window| window.range.overlaps(range)) {
-                return Err(Error::RangeTaken(range));
-            }
+        if let Some(range) = place.and_then(|place| Range::new(place, remote.len()))
+            && self.windows.iter().any(|window| window.range.overlaps(range))
+        {
+            return Err(Error::RangeTaken(range));
         }
         let staged = self.stage_base(remote, &permit)?;
         if let Some(place) = place {
