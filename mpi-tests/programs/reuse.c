@@ -164,8 +164,7 @@ static unsigned char *map_again(unsigned char *buffer, size_t size, int round)
     return p == MAP_FAILED ? map_memory(size) : p;
 }
 
-/* munmap and mmap at the same address: fresh private memory and a protected hole in turn. (A file mapping that is
- * replaced is taken from importers by a message, not before the call returns: docs/semantics.md.) */
+/* munmap and mmap at the same address: fresh private memory and a protected hole in turn. */
 static void remap(void)
 {
     size_t size = MIB + 64 * KIB;

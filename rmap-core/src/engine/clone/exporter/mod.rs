@@ -279,7 +279,7 @@ impl Exporter {
         let (segments, backed) = (&self.segments, &self.backed);
         let mut closed = OwnVec::new();
         self.objects.retain(|object| {
-            segments.iter().any(|segment| segment.range == object.domain)
+            !is_idle(object, segments)
                 || backed.iter().any(|span| span.value.serial == object.serial)
                 || closed.push(object.serial).is_err()
         });
@@ -297,21 +297,16 @@ impl Exporter {
     fn limit_idle_objects(&mut self) {
         const FEW: usize = 8;
         let waits = self.jobs.iter().any(|job| matches!(job, Job::EvictIdle));
-        let idle = self.objects.iter().filter(|object| self.is_idle(object)).count();
+        let idle = self.objects.iter().filter(|object| is_idle(object, &self.segments)).count();
         if idle > FEW && !waits && self.jobs.push(Job::EvictIdle).is_err() {
             log!(Error, "{idle} objects of segments that are gone stay open");
         }
     }
 
-    /// Whether no segment has its permits begin with the object.
-    fn is_idle(&self, object: &Object) -> bool {
-        !self.segments.iter().any(|segment| segment.range == object.domain)
-    }
-
     /// Makes what idle objects show private again, and closes them. All threads stand still.
     fn evict_idle_objects(&mut self) {
         let mut idle = OwnVec::new();
-        for object in self.objects.iter().filter(|object| self.is_idle(object)) {
+        for object in self.objects.iter().filter(|object| is_idle(object, &self.segments)) {
             if idle.push((object.serial, object.domain)).is_err() {
                 break;
             }
@@ -683,4 +678,9 @@ impl Exporter {
         each(self.smaps.descriptor());
         each(self.pagemap.descriptor());
     }
+}
+
+/// Whether no segment has its permits begin with the object.
+fn is_idle(object: &Object, segments: &[Segment]) -> bool {
+    !segments.iter().any(|segment| segment.range == object.domain)
 }
