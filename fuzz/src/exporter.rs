@@ -311,6 +311,7 @@ impl Peer {
                 }
             }
             Message::Hole { request } | Message::ReadOnly { request } => self.page_asked(request),
+            Message::Status => assert_eq!(extra.len(), 1, "a status word is in a file"),
             Message::Stale { .. } | Message::Removed { .. } | Message::Closed { .. } => {}
             other => panic!("an exporter does not say {other:?}"),
         }

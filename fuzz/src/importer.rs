@@ -271,6 +271,7 @@ impl Run<'_> {
 /// Things to send in place of an object.
 struct Odd {
     object: OwnedFd,
+    status: OwnedFd,
     read_only: File,
     all: Vec<OwnedFd>,
     system_v: u32,
@@ -278,7 +279,8 @@ struct Odd {
 
 fn memfd(len: usize) -> OwnedFd {
     // SAFETY: a C string.
-    let number = unsafe { libc::memfd_create(c"rmap-fuzz".as_ptr(), libc::MFD_CLOEXEC) };
+    let number =
+        unsafe { libc::memfd_create(c"rmap-fuzz".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
     assert!(number >= 0, "memfd_create");
     // SAFETY: a new descriptor.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(number) });
@@ -289,6 +291,10 @@ fn memfd(len: usize) -> OwnedFd {
 impl Odd {
     fn new() -> Self {
         let object = memfd(1 << 46);
+        let status = memfd(PAGE);
+        // SAFETY: takes numbers only.
+        let sealed = unsafe { libc::fcntl(status.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
+        assert_eq!(sealed, 0, "F_ADD_SEALS");
         let path = format!("/proc/self/fd/{}", object.as_raw_fd());
         let read_only = File::open(&path).expect("a memory file is opened again");
         let opened = |path: &str, flags| {
@@ -318,7 +324,7 @@ impl Odd {
             libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut());
             id.unsigned_abs()
         };
-        Self { object, read_only, all, system_v }
+        Self { object, status, read_only, all, system_v }
     }
 
     fn pick(&self, input: &mut Input<'_>) -> Vec<BorrowedFd<'_>> {
@@ -384,6 +390,9 @@ impl<'a> Liar<'a> {
                 let wire = self.door.open(Duration::ZERO).expect("a visitor");
                 if over.load(Ordering::Acquire) {
                     return;
+                }
+                if self.input.below(32) != 1 {
+                    let _ = wire.send(&Message::Status.encode(), &[self.odd.status.as_fd()]);
                 }
                 let (requests, grants) = (Vec::new(), Vec::new());
                 self.wires.push(Visitor { wire, gone: false, silent: false, requests, grants });

@@ -93,7 +93,7 @@ impl<'a> Input<'a> {
     /// A message, of every kind.
     pub(crate) fn message(&mut self, known: &Known<'_>) -> Message {
         let request = self.number(known.requests);
-        match self.below(16) {
+        match self.below(17) {
             0 => Message::Granted {
                 request,
                 grant: self.number(known.grants),
@@ -118,6 +118,7 @@ impl<'a> Input<'a> {
             7 => Message::Removed { grant: self.number(known.grants), number: self.number(&[1]) },
             8 => Message::Release { grant: self.number(known.grants) },
             14 => Message::Seen { number: self.number(&[1]) },
+            16 => Message::Status,
             15 => Message::Closed { serial: self.number(known.serials) },
             9 | 10 => Message::Get { request, segment: self.number(known.segments), access: self.access() },
             _ => {

@@ -11,7 +11,12 @@ pub(crate) struct Config {
     pub(crate) peer_timeout: Option<Duration>,
     /// `RMAP_PINNED=move`: adopt memory although some is pinned for DMA.
     pub(crate) move_pinned: bool,
+    /// `RMAP_WINDOW_LIMIT`: how many windows are kept that nobody is attached to.
+    pub(crate) window_limit: usize,
 }
+
+/// A process may have 65530 mappings unless told otherwise, and a window may take several.
+const WINDOW_LIMIT: usize = 1024;
 
 impl Config {
     pub(crate) fn from_environment() -> Self {
@@ -21,6 +26,7 @@ impl Config {
             disabled: !matches!(text("RMAP_DISABLE").as_str(), "" | "0" | "n" | "no" | "false"),
             peer_timeout: seconds.map(|s| Duration::from_secs_f64(s.min(1e9))),
             move_pinned: text("RMAP_PINNED") == "move",
+            window_limit: text("RMAP_WINDOW_LIMIT").parse().unwrap_or(WINDOW_LIMIT),
         }
     }
 }

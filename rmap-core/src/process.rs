@@ -13,7 +13,8 @@ use crate::own;
 use crate::range::Range;
 use crate::sys::maps::Maps;
 use crate::sys::memory::{self, PAGE};
-use std::collections::{BTreeMap, HashMap};
+use core::sync::atomic::{AtomicPtr, Ordering};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 /// The version of XPMEM whose behaviour this library has, as `xpmem_version` encodes it: 2.7.4.
@@ -31,31 +32,27 @@ struct Held {
     segment: Id,
 }
 
-#[derive(Clone, Copy)]
-struct Attached {
-    range: Range,
-    permit: u32,
-}
-
 struct Tables {
     config: Option<Config>,
     /// What the probe said.
     usable: Option<Result<()>>,
-    engine: Option<&'static dyn Engine>,
+    /// By the engine's names for them, which are the counters of their ids.
     permits: Option<HashMap<u32, Held>>,
-    last_permit: u32,
-    /// By first address.
-    attachments: BTreeMap<usize, Attached>,
 }
 
-static TABLES: Mutex<Tables> = Mutex::new(Tables {
-    config: None,
-    usable: None,
-    engine: None,
-    permits: None,
-    last_permit: 0,
-    attachments: BTreeMap::new(),
-});
+static TABLES: Mutex<Tables> = Mutex::new(Tables { config: None, usable: None, permits: None });
+
+/// The engine, once it runs. What is at home in it is found without the lock.
+static ENGINE: AtomicPtr<&'static dyn Engine> = AtomicPtr::new(core::ptr::null_mut());
+
+fn running() -> Option<&'static dyn Engine> {
+    // SAFETY: null, or what `Tables::engine` has leaked.
+    unsafe { ENGINE.load(Ordering::Acquire).as_ref() }.copied()
+}
+
+fn engine() -> Result<&'static dyn Engine> {
+    running().map_or_else(|| tables().engine(), Ok)
+}
 
 fn tables() -> MutexGuard<'static, Tables> {
     TABLES.lock().unwrap_or_else(PoisonError::into_inner)
@@ -85,24 +82,18 @@ impl Tables {
 
     fn engine(&mut self) -> Result<&'static dyn Engine> {
         self.usable()?;
-        if let Some(engine) = self.engine {
+        if let Some(engine) = running() {
             return Ok(engine);
         }
         let engine = clone::CloneEngine::start(self.config())?;
         let engine: &'static dyn Engine = Box::leak(Box::new(engine));
-        self.engine = Some(engine);
+        ENGINE.store(Box::leak(Box::new(engine)), Ordering::Release);
         follow_forks();
         Ok(engine)
     }
 
     fn permits(&mut self) -> &mut HashMap<u32, Held> {
         self.permits.get_or_insert_default()
-    }
-
-    /// The attachment that covers `addr`.
-    fn attachment(&self, addr: usize) -> Option<Attached> {
-        let (_, attached) = self.attachments.range(..=addr).next_back()?;
-        Some(*attached).filter(|attached| attached.range.contains(addr))
     }
 }
 
@@ -126,7 +117,7 @@ pub fn version() -> Result<i32> {
 /// # Errors
 /// [`Error::Invalid`], [`Error::OutOfIds`], [`Error::OutOfResources`], and those of [`version`], which come first.
 pub fn make(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
-    let engine = tables().engine()?;
+    let engine = engine()?;
     if permit_type != PERMIT_MODE {
         return Err(Error::Invalid("the permit type is not XPMEM_PERMIT_MODE"));
     }
@@ -154,7 +145,7 @@ pub fn make(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) ->
 /// # Errors
 /// [`Error::Invalid`] unless the id is positive; [`Error::NoSuchId`]; [`Error::Denied`] if it is another process's.
 pub fn remove(segid: i64) -> Result<()> {
-    let engine = tables().engine()?;
+    let engine = engine()?;
     let id = Id::from_raw(segid).ok_or(Error::Invalid("not a segment id"))?;
     if id.endpoint() != engine.endpoint() {
         return Err(foreign(engine, id));
@@ -171,7 +162,7 @@ pub fn remove(segid: i64) -> Result<()> {
 /// [`Error::Invalid`]; [`Error::NoSuchId`]; [`Error::Denied`] by the segment's mode; [`Error::TimedOut`];
 /// [`Error::OutOfIds`]; [`Error::OutOfResources`].
 pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
-    let engine = tables().engine()?;
+    let engine = engine()?;
     let segment = Id::from_raw(segid).ok_or(Error::Invalid("not a segment id"))?;
     let access = match flags {
         0 | 1 => Access::ReadOnly,
@@ -184,14 +175,11 @@ pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
         return Err(Error::Invalid("the permit type is not XPMEM_PERMIT_MODE"));
     }
     let opened = engine.open(segment, access)?;
-    let mut tables = tables();
-    let counter = tables.last_permit + 1;
-    let Some(id) = Id::new(engine.endpoint(), counter) else {
+    let Some(id) = Id::new(engine.endpoint(), opened.grant) else {
         engine.close(opened.grant);
         return Err(Error::OutOfIds);
     };
-    tables.last_permit = counter;
-    tables.permits().insert(counter, Held { opened, segment });
+    tables().permits().insert(opened.grant, Held { opened, segment });
     Ok(id)
 }
 
@@ -200,19 +188,12 @@ pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
 /// # Errors
 /// As [`remove`]. A dead exporter is no error.
 pub fn release(apid: i64) -> Result<()> {
-    let engine = tables().engine()?;
+    let engine = engine()?;
     let id = Id::from_raw(apid).ok_or(Error::Invalid("not a permit id"))?;
     if id.endpoint() != engine.endpoint() {
         return Err(foreign(engine, id));
     }
-    let mut tables = tables();
-    let held = tables.permits().remove(&id.counter()).ok_or(Error::NoSuchId)?;
-    let bases: Vec<usize> =
-        tables.attachments.values().filter(|a| a.permit == id.counter()).map(|a| a.range.start()).collect();
-    for base in bases {
-        tables.attachments.remove(&base);
-        engine.unmap(base)?;
-    }
+    let held = tables().permits().remove(&id.counter()).ok_or(Error::NoSuchId)?;
     engine.close(held.opened.grant);
     Ok(())
 }
@@ -220,7 +201,8 @@ pub fn release(apid: i64) -> Result<()> {
 /// Maps `size` bytes of a segment from `offset` on (spec: `xpmem_attach`): anywhere, or over whatever is at `vaddr`
 /// unless that is 0. Returns the address.
 ///
-/// Nothing is touched in the exporter: holes are no error. The size is rounded up to whole pages.
+/// Nothing is touched in the exporter: holes are no error. The size is rounded up to whole pages. Two attachments may share one
+/// mapping, and an address; each is detached for itself. What was attached before is found without a lock, a message or a system call.
 ///
 /// # Errors
 /// [`Error::Invalid`]; [`Error::NoSuchId`] also if the segment was removed or its exporter is gone; [`Error::Denied`] if the
@@ -229,7 +211,7 @@ pub fn release(apid: i64) -> Result<()> {
 /// # Safety
 /// With a `vaddr`, nobody may rely on what is mapped there now.
 pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usize> {
-    let engine = tables().engine()?;
+    let engine = engine()?;
     let id = Id::from_raw(apid).ok_or(Error::Invalid("not a permit id"))?;
     if vaddr != 0 && vaddr.checked_next_multiple_of(PAGE).is_none_or(|end| end >= memory::task_size()) {
         return Err(Error::Invalid("the address is beyond the end of the address space"));
@@ -240,8 +222,15 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
     if id.endpoint() != engine.endpoint() {
         return Err(foreign(engine, id));
     }
-    let held = tables().permits().get(&id.counter()).copied().ok_or(Error::NoSuchId)?;
-    let grant = held.opened.grant;
+    let grant = id.counter();
+    if let Some(base) = usize::try_from(offset)
+        .ok()
+        .filter(|_| vaddr == 0)
+        .and_then(|offset| engine.map_known(grant, offset, size))
+    {
+        return Ok(base);
+    }
+    let held = tables().permits().get(&grant).copied().ok_or(Error::NoSuchId)?;
     let segment = held.opened.range;
     let size = size.checked_next_multiple_of(PAGE).unwrap_or(0);
     let remote = usize::try_from(offset)
@@ -260,19 +249,12 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
             return Err(Error::RangeTaken(target));
         }
     }
-    let base = engine.map(grant, remote, place)?;
-    let range = Range::new(base, size).ok_or(Error::Invalid("no such address"))?;
-    let mut tables = tables();
-    if !tables.permits().contains_key(&id.counter()) {
-        // Released meanwhile.
-        engine.unmap(base)?;
-        return Err(Error::NoSuchId);
-    }
-    tables.attachments.insert(base, Attached { range, permit: id.counter() });
-    Ok(base)
+    engine.map(grant, remote, place)
 }
 
 /// Removes the attachment that covers `vaddr` (spec: `xpmem_detach`). An address where nothing is mapped is no error.
+///
+/// The memory may stay mapped for the next attachment of it: see `RMAP_WINDOW_LIMIT`.
 ///
 /// # Errors
 /// [`Error::Invalid`] if something else is mapped there.
@@ -280,14 +262,12 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
 /// # Safety
 /// Nobody may use the attachment afterwards.
 pub unsafe fn detach(vaddr: usize) -> Result<()> {
-    let mut tables = tables();
-    tables.usable()?;
     // No engine is started for this: what it maps could be at the very address that is asked for.
-    if let (Some(engine), Some(attached)) = (tables.engine, tables.attachment(vaddr)) {
-        tables.attachments.remove(&attached.range.start());
-        return engine.unmap(attached.range.start());
+    match running() {
+        Some(engine) if engine.unmap(vaddr)? => return Ok(()),
+        Some(_) => {}
+        None => tables().usable()?,
     }
-    drop(tables);
     let maps = Maps::new().map_err(failed("open of /proc/thread-self/maps"))?;
     // The library's own memory may have come to where an attachment was.
     match maps.at(vaddr).filter(|vma| vma.file.is_none() || vma.file != own::file_id().ok()) {
@@ -315,7 +295,7 @@ fn follow_forks() {
 
 extern "C" fn before_fork() {
     let tables = tables();
-    if let Some(engine) = tables.engine {
+    if let Some(engine) = running() {
         engine.before_fork();
     }
     FORKING.with(|forking| *forking.borrow_mut() = Some(tables));
@@ -323,7 +303,7 @@ extern "C" fn before_fork() {
 
 extern "C" fn after_fork_in_parent() {
     let tables = FORKING.with(|forking| forking.borrow_mut().take());
-    if let Some(engine) = tables.as_ref().and_then(|tables| tables.engine) {
+    if let Some(engine) = running().filter(|_| tables.is_some()) {
         engine.after_fork_in_parent();
     }
 }
@@ -333,12 +313,11 @@ extern "C" fn after_fork_in_child() {
     let Some(mut tables) = FORKING.with(|forking| forking.borrow_mut().take()) else {
         return;
     };
-    if let Some(engine) = tables.engine.take() {
+    if let Some(engine) = running() {
+        ENGINE.store(core::ptr::null_mut(), Ordering::Release);
         engine.after_fork_in_child();
     }
     if let Some(permits) = &mut tables.permits {
         permits.clear();
     }
-    tables.attachments.clear();
-    tables.last_permit = 0;
 }

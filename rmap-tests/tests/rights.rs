@@ -541,23 +541,32 @@ fn a_released_permit_takes_its_attachments_along() {
 #[test]
 fn detach_by_any_address_inside() {
     let stage = Stage::new("detach_by_any_address_inside", 60);
-    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let mut exporter = stage.actor();
+    let mut keeper = stage.actor();
+    // No window is kept that nobody is attached to.
+    let unkept = Setup { env: vec![("RMAP_WINDOW_LIMIT", "0".into())], ..Setup::default() };
+    let mut importer = stage.actor_with(&unkept);
     let address = exporter.anon(8 * PAGE);
     exporter.fill(address, 8, 20);
     let segid = exporter.make(address, 8 * PAGE);
-    let apid = importer.get(segid);
+    let (apid, kept) = (importer.get(segid), keeper.get(segid));
     for inside in [0, 1, PAGE, 3 * PAGE + 17, 8 * PAGE - 1] {
         for touched in [false, true] {
             let here = importer.attach(apid, 0, 8 * PAGE);
+            let there = keeper.attach(kept, 0, 8 * PAGE);
             if touched {
                 importer.check(here, 8, 20);
+                keeper.check(there, 8, 20);
             }
             importer.detach(here + inside);
+            keeper.detach(there + inside);
             importer.expect_gone(here, 8, 20);
             // Once more does no harm.
             importer.detach(here + inside);
+            keeper.detach(there + inside);
         }
     }
+    assert_eq!(keeper.release(kept), Ok(0));
     importer.detach(0);
     // Memory that is no attachment is refused and stays.
     let own = importer.anon(PAGE);

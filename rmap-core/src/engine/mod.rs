@@ -48,14 +48,18 @@ pub(crate) trait Engine: Send + Sync {
     /// [`Error::NoSuchId`](crate::Error::NoSuchId) if the offer has ended or the exporter is gone.
     fn check(&self, grant: u32) -> Result<()>;
 
-    /// Closes an opened range, whose mappings are gone.
+    /// Closes an opened range and removes its mappings.
     fn close(&self, grant: u32);
 
-    /// Maps part of an opened range: where the engine likes, or over `place`.
+    /// What [`Self::map`] would give for `len` bytes at this offset of an opened range, if that needs nothing to be done and the range
+    /// is certain to be there; it is counted as a mapping.
+    fn map_known(&self, grant: u32, offset: usize, len: usize) -> Option<usize>;
+
+    /// Maps part of an opened range: where the engine likes, or over `place`. The same part may be at the same address every time.
     fn map(&self, grant: u32, remote: Range, place: Option<usize>) -> Result<usize>;
 
-    /// Removes a mapping.
-    fn unmap(&self, base: usize) -> Result<()>;
+    /// Gives up the mapping that covers `addr`; false if there is none. The last one may stay mapped for a while.
+    fn unmap(&self, addr: usize) -> Result<bool>;
 
     /// Whether a process with this endpoint lives.
     fn is_alive(&self, endpoint: Endpoint) -> bool;

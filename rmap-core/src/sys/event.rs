@@ -3,7 +3,7 @@
 use super::{Errno, SysResult, raw};
 use core::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// An epoll instance whose entries carry a 64-bit token.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Poller {
 }
 
 impl AsFd for Poller {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
@@ -103,9 +103,9 @@ pub(crate) fn is_readable(fd: impl AsFd) -> bool {
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// Sleeps until one of two descriptors is readable.
-pub(crate) fn wait_for_either(one: impl AsFd, other: impl AsFd) {
-    let _ = poll(&mut [PollFd::new(&one, PollFlags::IN), PollFd::new(&other, PollFlags::IN)], None);
+/// Sleeps until one of the descriptors is readable.
+pub(crate) fn wait_for_any<const N: usize>(fds: [BorrowedFd<'_>; N]) {
+    let _ = poll(&mut fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)), None);
 }
 
 /// A counter that wakes a [`Poller`].
@@ -141,7 +141,7 @@ pub(crate) fn ring_raw(fd: i32) {
 }
 
 impl AsFd for Doorbell {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }

@@ -123,6 +123,11 @@ pub(crate) fn check_file_limit(size: u64) -> SysResult<()> {
     if limit.current.is_some_and(|bytes| bytes < size) { Err(Errno::FBIG) } else { Ok(()) }
 }
 
+/// Whether the process may have only so much address space (`ulimit -v`).
+pub(crate) fn address_space_is_limited() -> bool {
+    rustix::process::getrlimit(rustix::process::Resource::As).current.is_some()
+}
+
 /// Creates a sparse file in memory of `size` bytes that nobody can grow or shrink, readable and writable only through its descriptors
 /// by other users.
 ///

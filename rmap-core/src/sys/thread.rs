@@ -2,6 +2,7 @@
 
 use super::{Errno, SysResult, raw};
 use core::ffi::c_void;
+use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -143,6 +144,26 @@ pub(crate) fn die_with_parent() {
     let args = [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0, 0];
     // SAFETY: sets an attribute of the calling process.
     let _ = unsafe { raw::syscall(libc::SYS_prctl, args) };
+}
+
+/// Has the kernel set `FUTEX_OWNER_DIED` in `word` when the calling thread ends or calls `exec`, if it holds the id of the thread then
+/// (`man 2 set_robust_list`). In place of glibc's list: the thread must hold no robust mutex.
+///
+/// # Safety
+/// `list` is the address of 40 bytes, and `word` is mapped, for as long as the thread lives.
+pub(crate) unsafe fn set_robust_futex(list: usize, word: *const AtomicU32) -> SysResult<()> {
+    // Head: first node, distance from a node to its word, node under way. Behind it the only node, which leads back to the head.
+    const HEAD: usize = 3 * size_of::<usize>();
+    let node = list + HEAD;
+    let to: *mut usize = core::ptr::with_exposed_provenance_mut(list);
+    // SAFETY: the caller's promise; the kernel only reads the list.
+    unsafe {
+        to.write(node);
+        to.add(1).write(word.expose_provenance().wrapping_sub(node));
+        to.add(2).write(0);
+        to.add(3).write(list);
+        raw::syscall(libc::SYS_set_robust_list, [list, HEAD, 0, 0, 0, 0]).map(drop)
+    }
 }
 
 /// The thread id of the caller.

@@ -96,12 +96,13 @@ fn ioctl<T>(fd: &OwnedFd, request: usize, args: &mut T) -> SysResult<()> {
 }
 
 impl Userfaultfd {
-    /// Reports user-mode accesses to missing pages of shared memory, stores to protected ones, and moves, which it survives.
+    /// Reports user-mode accesses to missing pages of shared memory, stores to protected ones, unmapping, and moves, which it survives.
     ///
     /// Linux 5.19; needs no privilege.
     pub(crate) fn for_missing_pages() -> SysResult<Self> {
         let protection = FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_HUGETLBFS_SHMEM;
-        let features = FEATURE_MISSING_SHMEM | FEATURE_THREAD_ID | FEATURE_EVENT_REMAP | protection;
+        let events = FEATURE_EVENT_REMAP | FEATURE_EVENT_UNMAP;
+        let features = FEATURE_MISSING_SHMEM | FEATURE_THREAD_ID | events | protection;
         let fd = match open(features | FEATURE_EXACT_ADDRESS) {
             Err(Errno::INVAL) => open(features)?,
             opened => opened?,
@@ -113,7 +114,15 @@ impl Userfaultfd {
     ///
     /// Linux 5.19 for shared memory, 6.7 for any mapping; needs no privilege.
     pub(crate) fn for_events() -> SysResult<Self> {
-        let events = FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP;
+        Self::for_these(FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP)
+    }
+
+    /// Reports unmapping and moving only, as [`for_events`](Self::for_events).
+    pub(crate) fn for_unmapping() -> SysResult<Self> {
+        Self::for_these(FEATURE_EVENT_REMAP | FEATURE_EVENT_UNMAP)
+    }
+
+    fn for_these(events: u64) -> SysResult<Self> {
         let shmem = events | FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_HUGETLBFS_SHMEM;
         match open(shmem | FEATURE_WP_ASYNC) {
             Ok(fd) => Ok(Self { fd, any_mapping: true }),

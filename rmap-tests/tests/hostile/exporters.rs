@@ -3,6 +3,7 @@
 use crate::protocol::{Access, Message, Source};
 use crate::range::Range;
 use crate::{ARENA, PATIENCE, descriptors, hear, say};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rmap_tests::pattern::{self, Page};
 use rmap_tests::{Actor, Door, Fault, PAGE, RDONLY, RDWR, Reply, Stage, Wire, is_root, skip};
@@ -30,6 +31,17 @@ fn page(number: usize) -> Range {
 fn memfd(len: usize) -> File {
     let file = File::from(memfd_create(c"rmap-liar", MFdFlags::MFD_CLOEXEC).unwrap());
     file.set_len(len as u64).unwrap();
+    file
+}
+
+/// The file of a status word.
+fn status_word(sealed: bool) -> File {
+    let file =
+        File::from(memfd_create(c"rmap", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap());
+    file.set_len(PAGE as u64).unwrap();
+    if sealed {
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    }
     file
 }
 
@@ -89,6 +101,7 @@ impl Scene {
         self.importer.tell(&format!("xpmem get {} {flags} 1 0", self.door.id(1)));
         let wire = self.door.open(PATIENCE).expect("a connection");
         let request = get_on(&wire, flags);
+        wire.send(&Message::Status.encode(), &[status_word(true).as_fd()]).expect("the importer listens");
         (wire, request)
     }
 
@@ -309,6 +322,35 @@ fn files_that_are_not_what_they_should_be() {
     say(&wire, Message::Granted { request, grant: GRANT, serial: SERIAL, range: all() });
     assert_ne!(scene.errno(), 0);
     scene.is_well();
+}
+
+#[test]
+fn status_words_that_may_vanish() {
+    let mut scene = Scene::new("status_words_that_may_vanish", 20);
+    let granted = |request| Message::Granted { request, grant: GRANT, serial: SERIAL, range: all() };
+    let short = memfd(0);
+    let device: File = File::open("/dev/zero").unwrap();
+    let words = [("none", None), ("of nothing", Some(&short)), ("a device", Some(&device))];
+    let unsealed = status_word(false);
+    for (what, word) in words.into_iter().chain([("not sealed", Some(&unsealed))]) {
+        scene.importer.tell(&format!("xpmem get {} {RDWR} 1 0", scene.door.id(1)));
+        let wire = scene.door.open(PATIENCE).expect("a connection");
+        let request = get_on(&wire, RDWR);
+        if let Some(word) = word {
+            wire.send(&Message::Status.encode(), &[word.as_fd()]).unwrap();
+        }
+        // It may have hung up.
+        let _ = wire.send(&granted(request).encode(), &[scene.object.as_fd()]);
+        assert_ne!(scene.errno(), 0, "{what}");
+        scene.is_well();
+    }
+    // A second one.
+    let wire = scene.attached(RDWR);
+    let request = scene.load_begins(&wire, 1);
+    wire.send(&Message::Status.encode(), &[status_word(true).as_fd()]).unwrap();
+    let _ = wire.send(&Message::Hole { request }.encode(), &[]);
+    scene.is_cut(1, "a second status word");
+    scene.leave();
 }
 
 #[test]

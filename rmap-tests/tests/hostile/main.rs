@@ -24,11 +24,17 @@ const ARENA: usize = 0x2000_0000_0000;
 /// No answer takes this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The next message, or `None` if the other side has hung up.
+/// The next message but for the status word, or `None` if the other side has hung up.
 #[track_caller]
 fn hear(wire: &Wire) -> Option<(Message, Parcel)> {
-    let parcel = wire.receive(PATIENCE).expect("an answer")?;
-    Some((Message::decode(&parcel.bytes).expect("a message"), parcel))
+    loop {
+        let parcel = wire.receive(PATIENCE).expect("an answer")?;
+        let message = Message::decode(&parcel.bytes).expect("a message");
+        if message != Message::Status {
+            return Some((message, parcel));
+        }
+        assert_eq!(parcel.descriptors.len(), 1, "a status word is in a file");
+    }
 }
 
 /// Sends a message.

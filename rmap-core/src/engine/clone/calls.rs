@@ -21,12 +21,12 @@ pub(crate) enum Call {
     Open { segment: Id, access: Access, identity: u64, socket: Option<i32> },
     /// Ask whether a permit is good for anything.
     Check { grant: u32 },
-    /// Give a permit back.
+    /// Give a permit back, with what was mapped by it.
     Close { grant: u32 },
     /// Map a range of the exporter.
     Map { grant: u32, remote: Range, place: Option<usize> },
-    /// Remove a mapping made by `Map`.
-    Unmap { base: usize },
+    /// Give up what `Map` gave, the part that covers this address.
+    Unmap { addr: usize },
     /// Make all memory that a forked child copies private again, and keep it so; answered with the descriptors that the child must close.
     ForkBegin,
     /// The fork is over.

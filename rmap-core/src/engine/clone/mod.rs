@@ -8,13 +8,16 @@
 //!        +------------------------> one epoll loop, own memory   Unix sockets, protocol
 //! ```
 
+mod atomics;
 mod calls;
 mod exporter;
+mod gate;
 mod handed;
 mod importer;
 mod protocol;
 mod service;
 mod slots;
+mod windows;
 
 pub(crate) use service::probe;
 
@@ -115,6 +118,10 @@ impl Engine for CloneEngine {
         let _ = self.done(Call::Close { grant });
     }
 
+    fn map_known(&self, grant: u32, offset: usize, len: usize) -> Option<usize> {
+        self.service.windows.attach(grant, offset, len)
+    }
+
     fn map(&self, grant: u32, remote: Range, place: Option<usize>) -> Result<usize> {
         match self.service.calls.post(Call::Map { grant, remote, place })? {
             Answer::Mapped(base) => Ok(base),
@@ -122,8 +129,14 @@ impl Engine for CloneEngine {
         }
     }
 
-    fn unmap(&self, base: usize) -> Result<()> {
-        self.done(Call::Unmap { base })
+    fn unmap(&self, addr: usize) -> Result<bool> {
+        if self.service.windows.detach(addr) {
+            return Ok(true);
+        }
+        match self.done(Call::Unmap { addr }) {
+            Err(Error::NoSuchId) => Ok(false),
+            done => done.map(|()| true),
+        }
     }
 
     fn is_alive(&self, endpoint: Endpoint) -> bool {

@@ -54,6 +54,8 @@ pub(crate) enum Message {
     Removed { grant: u32, number: u32 },
     /// Exporter: no answer names this object any more, nor does a permit that has not been removed.
     Closed { serial: u32 },
+    /// Exporter: my status word, before the first permit; its page comes with the message.
+    Status,
     /// Importer: nothing is mapped any more that this or an earlier notice told of.
     Seen { number: u32 },
 }
@@ -142,6 +144,7 @@ impl Message {
             Self::Release { grant } => start(7).u32(grant),
             Self::Stale { range, number } => start(8).range(range).u32(number),
             Self::Removed { grant, number } => start(9).u32(grant).u32(number),
+            Self::Status => start(13),
             Self::Seen { number } => start(11).u32(number),
             Self::Closed { serial } => start(12).u32(serial),
             Self::ReadOnly { request } => start(10).u32(request),
@@ -191,6 +194,7 @@ impl Message {
             7 => Self::Release { grant: from.u32()? },
             8 => Self::Stale { range: from.range()?, number: from.u32()? },
             9 => Self::Removed { grant: from.u32()?, number: from.u32()? },
+            13 => Self::Status,
             11 => Self::Seen { number: from.u32()? },
             10 => Self::ReadOnly { request: from.u32()? },
             12 => Self::Closed { serial: from.u32()? },
@@ -241,6 +245,7 @@ mod tests {
             any::<(u32, u32)>().prop_map(|(grant, number)| Message::Removed { grant, number }),
             any::<u32>().prop_map(|number| Message::Seen { number }),
             any::<u32>().prop_map(|serial| Message::Closed { serial }),
+            Just(Message::Status),
         ]
     }
 

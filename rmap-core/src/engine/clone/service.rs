@@ -7,6 +7,7 @@
 use super::calls::{Answer, Call, Calls, Ticket};
 use super::exporter::Exporter;
 use super::importer::Importer;
+use super::windows::Windows;
 use crate::config::Config;
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
@@ -49,6 +50,7 @@ struct Service {
 pub(crate) struct Running {
     pub(crate) endpoint: Endpoint,
     pub(crate) calls: &'static Calls,
+    pub(crate) windows: &'static Windows,
 }
 
 fn place_in_own_memory<T>(value: T) -> Result<&'static mut T> {
@@ -114,19 +116,16 @@ pub(crate) fn probe(config: Config) -> Result<()> {
 pub(crate) fn start(config: Config) -> Result<Running> {
     let exporter = Exporter::new(config)?;
     let importer = Importer::new(config)?;
+    let windows = importer.kept_windows();
     let calls = Calls::new().map_err(failed("mmap"))?;
     let calls: &'static Calls = place_in_own_memory(calls)?;
     let spares: &'static Spares = place_in_own_memory(Spares::new(calls.doorbell().as_fd()))?;
     spares.install();
     let (endpoint, listener) = listen()?;
     let poller = Poller::new().map_err(failed("epoll_create"))?;
-    let watched = [
-        (calls.doorbell().as_fd(), DOORBELL),
-        (listener.as_fd(), LISTENER),
-        (exporter.watcher(), WATCHER),
-        (importer.trap(), TRAP),
-    ];
-    for (fd, token) in watched {
+    let watched =
+        [(calls.doorbell().as_fd(), DOORBELL), (listener.as_fd(), LISTENER), (exporter.watcher(), WATCHER)];
+    for (fd, token) in watched.into_iter().chain(importer.reporters().map(|fd| (fd, TRAP))) {
         poller.add(fd, token).map_err(failed("epoll_ctl"))?;
     }
     let service = Service { endpoint, listener, deaf: None, poller, calls, exporter, importer, fork: None };
@@ -143,7 +142,7 @@ pub(crate) fn start(config: Config) -> Result<Running> {
         thread::spawn(stack + PAGE, STACK, main, core::ptr::from_mut(service).cast())
             .map_err(failed("pthread_create"))?;
     }
-    Ok(Running { endpoint, calls })
+    Ok(Running { endpoint, calls, windows })
 }
 
 extern "C" fn main(service: *mut c_void) -> *mut c_void {
@@ -157,6 +156,7 @@ extern "C" fn main(service: *mut c_void) -> *mut c_void {
 
 impl Service {
     fn run(&mut self) -> ! {
+        self.exporter.live_with_this_thread();
         loop {
             let patience =
                 self.importer.check_patience(self.calls).into_iter().chain(self.exporter.patience());
@@ -237,7 +237,10 @@ impl Service {
             }
             LISTENER => self.let_in(),
             WATCHER => self.exporter.on_events(),
-            TRAP => self.importer.on_faults(&self.poller, HOST),
+            TRAP => {
+                self.importer.on_reports(&self.poller, HOST);
+                self.note_removed_windows();
+            }
             CLIENT => {
                 if event.writable {
                     self.exporter.client_writable(number, &self.poller, CLIENT);
@@ -252,6 +255,7 @@ impl Service {
                 }
                 if event.readable || event.hung_up {
                     self.importer.host_readable(number, self.calls, &self.poller, HOST);
+                    self.note_removed_windows();
                 }
             }
             _ => {}
@@ -271,6 +275,7 @@ impl Service {
             }
             Call::Close { grant } => {
                 self.importer.close(grant, &self.poller, HOST);
+                self.note_removed_windows();
                 Ok(Answer::Done)
             }
             Call::Map { grant, remote, place } => {
@@ -284,19 +289,16 @@ impl Service {
                 if let Some(range) = replaced {
                     self.exporter.may_be_replaced(range);
                 }
-                if let Ok(range) = mapped
-                    && own
-                {
+                self.note_removed_windows();
+                if let Some(range) = mapped.ok().and_then(|mapped| mapped.made).filter(|_| own) {
                     self.exporter.note_own_window(range, true);
                 }
-                mapped.map(|range| Answer::Mapped(range.start()))
+                mapped.map(|mapped| Answer::Mapped(mapped.base))
             }
-            Call::Unmap { base } => {
-                let unmapped = self.importer.unmap(base);
-                if let Ok(range) = unmapped {
-                    self.exporter.note_own_window(range, false);
-                }
-                unmapped.map(|_| Answer::Done)
+            Call::Unmap { addr } => {
+                let unmapped = self.importer.unmap(addr);
+                self.note_removed_windows();
+                unmapped.map(|()| Answer::Done)
             }
             Call::ForkBegin => {
                 if let Some(ticket) = self.exporter.fork_begins(ticket) {
@@ -315,6 +317,11 @@ impl Service {
             }
         };
         self.calls.answer(ticket, answer);
+    }
+
+    fn note_removed_windows(&mut self) {
+        let exporter = &mut self.exporter;
+        self.importer.take_removed(|range| exporter.note_own_window(range, false));
     }
 
     /// The memory is private again: the caller may fork, and its child learns which descriptors to close.

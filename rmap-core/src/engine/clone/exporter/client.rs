@@ -3,6 +3,7 @@
 use super::super::protocol::{self, Access, Message, Source};
 use super::object::Object;
 use super::rights::Creator;
+use super::status::Status;
 use crate::error::{Error, Result, failed};
 use crate::own::OwnVec;
 use crate::range::Range;
@@ -41,6 +42,8 @@ pub(crate) struct Client {
     awaited: bool,
     /// It has been shown a file.
     maps_files: bool,
+    /// It has the status word.
+    has_status: bool,
     /// Number of the last notice that it was told, and of the last that it has answered.
     told: u32,
     seen: u32,
@@ -66,6 +69,7 @@ impl Client {
             overdue: false,
             awaited: false,
             maps_files: false,
+            has_status: false,
             told: 0,
             seen: 0,
             slow: false,
@@ -125,7 +129,12 @@ impl Client {
         range: Range,
         access: Access,
         base: &Object,
+        status: &Status,
     ) -> Result<()> {
+        if !self.has_status {
+            self.send(Message::Status, Some(status.descriptor()))?;
+            self.has_status = true;
+        }
         if self.next_grant > MAX_GRANTS {
             return self.refuse(request, &Error::OutOfIds);
         }

@@ -12,6 +12,7 @@ mod plan;
 mod private_files;
 mod resolve;
 mod rights;
+mod status;
 mod watch;
 
 use super::calls::{Answer, Calls, Ticket};
@@ -34,6 +35,7 @@ use freeze::{Freezer, Progress};
 use notice::Notices;
 use object::{Object, Objects};
 use private_files::PrivateFiles;
+use status::Status;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use watch::Watchers;
 
@@ -102,6 +104,7 @@ pub(crate) struct Exporter {
     clients: OwnVec<Client>,
     next_client: u32,
     notices: Notices,
+    status: Status,
     objects: Objects,
     /// What the objects show, by address.
     backed: RangeTable<Backing>,
@@ -145,6 +148,7 @@ impl Exporter {
             clients: OwnVec::new(),
             next_client: 1,
             notices: Notices::new(),
+            status: Status::new()?,
             objects: Objects::new(),
             backed: RangeTable::new(),
             shared: RangeTable::new(),
@@ -252,6 +256,8 @@ impl Exporter {
         for client in self.clients.iter_mut() {
             granted |= client.lose_segment(counter, number);
         }
+        // After they were told: an importer that sees this looks for the message.
+        self.status.segment_removed();
         if self.shared.next_in(segment.range).is_some() {
             self.notices.wait();
         }
@@ -315,6 +321,11 @@ impl Exporter {
             self.evict(*domain, |backing| backing.serial == *serial);
         }
         self.close_idle_objects();
+    }
+
+    /// The calling thread is the service thread from now on.
+    pub(crate) fn live_with_this_thread(&self) {
+        self.status.live_with_this_thread();
     }
 
     /// Names memory that must never be adopted: the stack of the service thread.
@@ -473,7 +484,7 @@ impl Exporter {
         match made.map(|serial| self.objects.get(serial)) {
             Ok(Some(object)) => {
                 self.segments[place].strangers |= stranger;
-                client.grant(request, segment.counter, segment.range, access, object)
+                client.grant(request, segment.counter, segment.range, access, object, &self.status)
             }
             Ok(None) => client.refuse(request, &Error::NoSuchId),
             Err(error) => {
@@ -676,6 +687,7 @@ impl Exporter {
         each(self.tasks.as_raw_fd());
         each(self.maps.descriptor());
         each(self.smaps.descriptor());
+        self.status.each_descriptor(&mut each);
         each(self.pagemap.descriptor());
     }
 }

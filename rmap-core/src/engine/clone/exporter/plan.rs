@@ -1,6 +1,7 @@
 //! What is to be done so that an importer can reach an address.
 
 use super::object::MAPS_PATH;
+use super::status;
 use crate::own::file_id;
 use crate::range::Range;
 use crate::sys::SysResult;
@@ -80,6 +81,9 @@ pub(crate) fn plan(
     let vma = &mapping.vma;
     if vma.file.is_some() && vma.file == file_id().ok() {
         return Ok(Plan::Hole("the library's own memory"));
+    }
+    if mapping.path() == status::MAPS_PATH {
+        return Ok(Plan::Hole("a status word"));
     }
     if mapping.path() == MAPS_PATH {
         return Ok(Plan::Hole("an attachment of another process"));

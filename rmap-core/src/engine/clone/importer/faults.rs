@@ -8,31 +8,33 @@ use crate::range::Range;
 use crate::sys::event::Poller;
 use crate::sys::memory::{HUGE_PAGE, PAGE};
 use crate::sys::procfs::{self, Blocked};
-use crate::sys::uffd::Event;
 use std::os::fd::OwnedFd;
 
 /// A thread that sleeps on a page of a window.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiter {
-    pub(super) page: usize,
+    page: usize,
     addr: usize,
     thread: u32,
     /// It has stored to a page that is there, but protected.
     store: bool,
 }
 
+impl Waiter {
+    pub(super) fn page(&self) -> usize {
+        self.page
+    }
+}
+
 impl Importer {
-    /// Takes the reports of threads that have touched a missing page.
-    pub(crate) fn on_faults(&mut self, poller: &Poller, token: u64) {
-        while let Ok(Some(event)) = self.trap.read() {
-            self.note_fault(event);
-        }
+    /// Takes the reports of threads that have touched a missing page, or unmapped a part of a window.
+    pub(crate) fn on_reports(&mut self, poller: &Poller, token: u64) {
+        self.take_reports(|_| false);
         self.ask_for_waiters(poller, token);
     }
 
-    /// Notes the thread that a report is about, to ask for its page later.
-    pub(super) fn note_fault(&mut self, event: Event) {
-        let Event::Fault { addr, thread, protected } = event else { return };
+    /// Notes a thread at a missing page, to ask for the page later.
+    pub(super) fn note_fault(&mut self, addr: usize, thread: u32, protected: bool) {
         let page = Range::page_at(addr).start();
         if let Err(errno) = self.waiters.push(Waiter { page, addr, thread, store: protected }) {
             // The thread goes round once more, and asks again.

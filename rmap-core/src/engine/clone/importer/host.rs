@@ -1,6 +1,7 @@
 //! One exporter, as its importer sees it.
 
 use super::super::protocol::{self, Message};
+use super::status::StatusWord;
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
 use crate::own::OwnVec;
@@ -26,6 +27,9 @@ pub(crate) struct Host {
     pub(crate) alive: bool,
     socket: OwnedFd,
     peer: Peer,
+    status: Option<StatusWord>,
+    /// What the status word holds as long as nothing has ended that this process does not know of.
+    expected: u64,
     known: OwnVec<Known>,
     /// What the socket has not taken: the exporter is stopped, or busy.
     unsent: OwnVec<Message>,
@@ -35,7 +39,18 @@ impl Host {
     pub(crate) fn new(number: u32, endpoint: Endpoint, identity: u64, socket: OwnedFd) -> SysResult<Self> {
         let peer = socket::peer(&socket)?;
         let (known, unsent) = (OwnVec::new(), OwnVec::new());
-        Ok(Self { number, endpoint, identity, alive: true, socket, peer, known, unsent })
+        Ok(Self {
+            number,
+            endpoint,
+            identity,
+            alive: true,
+            socket,
+            peer,
+            status: None,
+            expected: 0,
+            known,
+            unsent,
+        })
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -49,6 +64,30 @@ impl Host {
     /// Effective user of the exporter.
     pub(crate) fn uid(&self) -> u32 {
         self.peer.uid
+    }
+
+    /// Whether the exporter lives, as far as is known.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive && !self.status.is_some_and(StatusWord::has_ended)
+    }
+
+    pub(crate) fn status(&self) -> Option<StatusWord> {
+        self.status
+    }
+
+    pub(crate) fn set_status(&mut self, status: StatusWord) {
+        self.status = Some(status);
+        self.expected = status.read();
+    }
+
+    /// What the status word holds as long as nothing has ended that this process does not know of.
+    pub(crate) fn expected(&self) -> u64 {
+        self.expected
+    }
+
+    /// Everything that the status word told of when it held this is known.
+    pub(crate) fn expect(&mut self, expected: u64) {
+        self.expected = expected;
     }
 
     pub(crate) fn send(&mut self, message: Message, poller: &Poller, token: u64) -> Result<()> {

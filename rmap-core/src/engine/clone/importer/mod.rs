@@ -5,12 +5,16 @@
 
 mod faults;
 mod host;
+mod keep;
 mod signals;
+mod status;
 mod swap;
+mod taken;
 mod window;
 
 use super::calls::{Answer, Call, Calls, Ticket};
 use super::protocol::{Access, Message};
+use super::windows::Listing;
 use crate::config::Config;
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
@@ -26,6 +30,7 @@ use core::time::Duration;
 use faults::Waiter;
 use host::Host;
 use signals::FaultSignals;
+use status::StatusPages;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use swap::Swapper;
 use window::{Piece, Window};
@@ -81,18 +86,30 @@ impl RequestKind {
 #[derive(Debug)]
 pub(crate) struct Importer {
     config: Config,
+    /// How much of an exporter a window is to show.
+    block: usize,
     hosts: OwnVec<Host>,
     next_host: u32,
     permits: OwnVec<Permit>,
     next_permit: u32,
     /// In order of address.
     windows: OwnVec<Window>,
+    /// The windows that are kept, for the application's threads to find.
+    listing: Listing,
+    /// So many windows are enough to look for some that are not in use.
+    make_room_at: usize,
+    /// Windows that are gone, for the exporter of this process to know.
+    removed: OwnVec<Range>,
+    status_pages: StatusPages,
     /// Parts of windows that do not map the base object.
     pieces: RangeTable<Piece>,
     requests: OwnVec<Request>,
     next_request: u32,
     waiters: OwnVec<Waiter>,
+    /// Reports threads at missing pages of windows, and unmapping of what is trapped.
     trap: Userfaultfd,
+    /// Reports unmapping of pieces that are not trapped.
+    follower: Userfaultfd,
     signals: FaultSignals,
     swapper: Swapper,
     /// An empty file: what is mapped from it gives SIGBUS.
@@ -108,26 +125,32 @@ impl Importer {
         let nothing = rustix::fs::memfd_create(c"rmap-nothing", rustix::fs::MemfdFlags::CLOEXEC);
         Ok(Self {
             config,
+            block: keep::block(),
             hosts: OwnVec::new(),
             next_host: 1,
             permits: OwnVec::new(),
             next_permit: 1,
             windows: OwnVec::new(),
+            listing: Listing::shared().and_then(Listing::new).map_err(failed("mmap"))?,
+            make_room_at: config.window_limit,
+            removed: OwnVec::new(),
+            status_pages: StatusPages::new(),
             pieces: RangeTable::new(),
             requests: OwnVec::new(),
             next_request: 1,
             waiters: OwnVec::new(),
             trap: Userfaultfd::for_missing_pages()
                 .map_err(missing("userfaultfd for shared memory (Linux 5.11)"))?,
+            follower: Userfaultfd::for_unmapping().map_err(missing("userfaultfd for events (Linux 5.19)"))?,
             signals: FaultSignals::new().map_err(failed("mmap"))?,
             swapper: Swapper::new().map_err(failed("mmap"))?,
             nothing: nothing.map_err(missing("memfd_create"))?,
         })
     }
 
-    /// What reports threads that touch a missing page.
-    pub(crate) fn trap(&self) -> BorrowedFd<'_> {
-        self.trap.as_fd()
+    /// What reports threads that touch a missing page, and windows that the application unmaps.
+    pub(crate) fn reporters(&self) -> [BorrowedFd<'_>; 2] {
+        [self.trap.as_fd(), self.follower.as_fd()]
     }
 
     fn host(&self, number: u32) -> Option<usize> {
@@ -206,8 +229,11 @@ impl Importer {
         Ok(())
     }
 
-    /// Gives a permit back. Its windows are gone already.
+    /// Gives a permit back, with its windows.
     pub(crate) fn close(&mut self, number: u32, poller: &Poller, token: u64) {
+        if let Err(error) = self.remove_windows(number) {
+            log!(Error, "removing the windows of a permit: {error}");
+        }
         let Some(permit) = self.permit(number).and_then(|index| self.permits.remove(index)) else {
             return;
         };
@@ -229,7 +255,9 @@ impl Importer {
             if self.hosts[index].has_unsent() {
                 return;
             }
-            drop(self.hosts.remove(index));
+            if let Some(status) = self.hosts.remove(index).and_then(|host| host.status()) {
+                self.status_pages.give_back(status);
+            }
         }
     }
 
@@ -264,6 +292,11 @@ impl Importer {
         if let Some(index) = self.host(number) {
             log!(Info, "exporter {} is gone", self.hosts[index].pid());
             self.hosts[index].bury(poller);
+            for index in 0..self.permits.len() {
+                if self.permits[index].host == number {
+                    self.close_windows(self.permits[index].number);
+                }
+            }
         }
         let mut index = 0;
         while let Some(request) = self.requests.get(index).copied() {
@@ -350,6 +383,7 @@ impl Importer {
                 self.ask_for_waiters(poller, token);
                 Ok(())
             }
+            Message::Status => self.learn_status(host, descriptor),
             Message::Stale { range, number } => {
                 self.make_stale(host, range)?;
                 self.confirm(host, number, poller, token)
@@ -358,10 +392,11 @@ impl Importer {
                 let mut ended = None;
                 for permit in self.permits.iter_mut().filter(|p| p.host == host && p.grant == grant) {
                     permit.removed = true;
-                    ended = Some(permit.range);
+                    ended = Some((permit.number, permit.range));
                 }
                 // What is mapped from files cannot be punched by the exporter.
-                if let Some(range) = ended {
+                if let Some((permit, range)) = ended {
+                    self.close_windows(permit);
                     self.make_stale(host, range)?;
                 }
                 self.confirm(host, number, poller, token)
@@ -378,6 +413,17 @@ impl Importer {
         if let Some(index) = self.host(host) {
             self.hosts[index].forget(serial);
         }
+        Ok(())
+    }
+
+    fn learn_status(&mut self, host: u32, descriptor: Option<OwnedFd>) -> Result<()> {
+        let index = self.host(host).ok_or(Error::NoSuchId)?;
+        let descriptor = descriptor.ok_or(Error::OutOfResources { call: "recvmsg", errno: Errno::MFILE })?;
+        if self.hosts[index].status().is_some() {
+            return Err(Error::Invalid("a second status word"));
+        }
+        let status = self.status_pages.map(&descriptor)?;
+        self.hosts[index].set_status(status);
         Ok(())
     }
 
@@ -412,6 +458,9 @@ impl Importer {
             return Err(Error::NoSuchId);
         };
         let descriptor = descriptor.ok_or(Error::OutOfResources { call: "recvmsg", errno: Errno::MFILE })?;
+        if self.hosts[index].status().is_none() {
+            return Err(Error::Invalid("a permit without a status word"));
+        }
         self.hosts[index].learn(base, access == Access::ReadWrite, descriptor)?;
         let number = self.next_permit;
         let permit = Permit { number, host, grant, access, range, base, removed: false };
@@ -426,10 +475,22 @@ impl Importer {
         host.is_some_and(|index| self.hosts[index].endpoint == endpoint)
     }
 
-    /// Reads what is already known about the state of a permit's exporter.
+    /// Reads what an exporter has said, if its status word tells that there is something that permits depend on.
     pub(crate) fn catch_up(&mut self, permit: u32, calls: &Calls, poller: &Poller, token: u64) {
-        if let Some(index) = self.permit(permit) {
-            self.host_readable(self.permits[index].host, calls, poller, token);
+        let Some(index) = self.permit(permit) else { return };
+        let number = self.permits[index].host;
+        // First the word, then the messages: what the word tells of was said before it changed.
+        let status = self.host(number).and_then(|index| self.hosts[index].status());
+        let said = status.map(|status| (status, status.read()));
+        let expected = self.host(number).map(|index| self.hosts[index].expected());
+        if said.map(|(_, said)| said) == expected {
+            return;
+        }
+        self.host_readable(number, calls, poller, token);
+        let (Some(index), Some((status, said))) = (self.host(number), said) else { return };
+        if self.hosts[index].is_alive() && self.hosts[index].expected() != said {
+            self.hosts[index].expect(said);
+            self.listing.expect(status.address(), said);
         }
     }
 
@@ -470,7 +531,9 @@ impl Importer {
         for host in self.hosts.iter() {
             host.each_descriptor(&mut each);
         }
-        each(self.trap.as_fd().as_raw_fd());
+        for fd in self.reporters() {
+            each(fd.as_raw_fd());
+        }
         each(self.nothing.as_raw_fd());
     }
 }

@@ -1,14 +1,15 @@
-//! Putting a trapped mapping in place of another while threads use it.
+//! Changing windows while threads use them.
 //!
 //! A mapping can be trapped only after it was made. In between, a thread that touches a missing page would put a page of zeroes into
 //! the exporter's memory, or, of a mapping without access, die. So it is made and trapped where nobody knows it, and `mremap` moves
 //! it into place, trap and all, in one step.
 //!
-//! `mremap` of trapped memory holds its caller until the report of the move is read. The service thread reads it, so
+//! Whoever moves, replaces or unmaps a window is held until the report of it is read. The service thread reads the reports, so
 //! a sibling makes the call.
 
 use super::Importer;
 use crate::own::OwnMemory;
+use crate::range::Range;
 use crate::sys::memory::{self, PAGE, ProtFlags};
 use crate::sys::spare::{self, Temporary};
 use crate::sys::thread::{self, Sibling};
@@ -25,11 +26,26 @@ pub(crate) struct Swapper {
     stack: OwnMemory,
 }
 
+/// A mapping to move, or to unmap.
 struct Order {
-    from: usize,
-    len: usize,
-    to: usize,
+    from: Range,
+    to: Option<Range>,
     errno: AtomicU32,
+}
+
+impl Order {
+    /// Whether a report is of what the sibling did.
+    fn explains(&self, report: Event) -> bool {
+        let within = |start, end| {
+            let inside = |range: Range| Range::between(start, end).is_some_and(|gone| range.covers(gone));
+            inside(self.from) || self.to.is_some_and(inside)
+        };
+        match report {
+            Event::Moved { from, .. } => from == self.from.start(),
+            Event::Unmapped { start, end } => within(start, end),
+            _ => false,
+        }
+    }
 }
 
 impl Swapper {
@@ -43,61 +59,68 @@ impl Swapper {
 }
 
 impl Importer {
-    /// Moves the trapped mapping at `staged` to `place`, over what is there. Removes it if that fails.
+    /// Moves the mapping at `staged` to `place`, over what is there. Removes it if that fails.
     ///
     /// Faults that are reported meanwhile are noted, and must be asked for afterwards.
-    pub(super) fn put_in_place(&mut self, staged: usize, len: usize, place: usize) -> SysResult<()> {
+    pub(super) fn put_in_place(&mut self, staged: Range, place: Range) -> SysResult<()> {
+        self.order(staged, Some(place)).inspect_err(|_| {
+            // Nobody knows the staged mapping, and it has not moved.
+            let _ = self.unmap_own(staged);
+        })
+    }
+
+    /// Unmaps a range that nobody else has taken: a part of a window, or a mapping that did not become one.
+    pub(super) fn unmap_own(&mut self, range: Range) -> SysResult<()> {
+        // Either all of the range is without reports then, or the kernel has refused and nothing has changed.
+        if self.trap.forget(range.start(), range.len()).is_ok() {
+            // SAFETY: the caller gives the range up.
+            return unsafe { memory::unmap(range.start(), range.len()) };
+        }
+        self.order(range, None)
+    }
+
+    fn order(&mut self, from: Range, to: Option<Range>) -> SysResult<()> {
         let order: *mut Order = core::ptr::with_exposed_provenance_mut(self.swapper.order.addr());
         // SAFETY: own memory with room for an order; the sibling of the last one has been reaped.
         let order = unsafe {
-            order.write(Order { from: staged, len, to: place, errno: AtomicU32::new(0) });
+            order.write(Order { from, to, errno: AtomicU32::new(0) });
             &*order
         };
         let top = self.swapper.stack.addr() + self.swapper.stack.len();
         let argument = core::ptr::from_ref(order).cast_mut().cast();
         // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
-        let started =
-            spare::instead_of_one(|| unsafe { Sibling::spawn_with_end(top, sibling_main, argument) });
-        let moved = started.and_then(|(sibling, end)| {
-            let end = Temporary::from(end);
-            self.read_until_moved(staged, &end);
-            sibling.reap();
-            match order.errno.load(Ordering::Acquire) {
-                0 => Ok(()),
-                errno => Err(Errno::from_raw_os_error(errno.cast_signed())),
-            }
-        });
-        moved.inspect_err(|_| {
-            // SAFETY: nobody knows the staged mapping, and it has not moved.
-            let _ = unsafe { memory::unmap(staged, len) };
-        })
+        let (sibling, end) =
+            spare::instead_of_one(|| unsafe { Sibling::spawn_with_end(top, sibling_main, argument) })?;
+        let end = Temporary::from(end);
+        self.read_until_ended(order, &end);
+        sibling.reap();
+        match order.errno.load(Ordering::Acquire) {
+            0 => Ok(()),
+            errno => Err(Errno::from_raw_os_error(errno.cast_signed())),
+        }
     }
 
-    /// Reads reports until the one of the move has come, or the sibling has ended without.
-    fn read_until_moved(&mut self, staged: usize, end: &Temporary) {
-        loop {
-            // Before the last look at the reports: an end after the move must not be taken for an end without.
-            let ended = event::is_readable(end);
-            while let Ok(Some(report)) = self.trap.read() {
-                match report {
-                    Event::Moved { from, .. } if from == staged => return,
-                    report => self.note_fault(report),
-                }
-            }
-            if ended {
-                return;
-            }
-            event::wait_for_either(self.trap.as_fd(), end);
+    /// Reads reports until the sibling has ended: it is held by some of them.
+    fn read_until_ended(&mut self, order: &Order, end: &Temporary) {
+        while !event::is_readable(end) {
+            self.take_reports(|report| order.explains(report));
+            event::wait_for_any([self.trap.as_fd(), self.follower.as_fd(), end.as_fd()]);
         }
     }
 }
 
 extern "C" fn sibling_main(order: *mut c_void) -> i32 {
-    // SAFETY: `move_by_sibling` passes its order, and waits for the end of the sibling.
+    // SAFETY: `Importer::order` passes its order, and waits for the end of the sibling.
     let order = unsafe { &*order.cast::<Order>() };
     thread::die_with_parent();
-    // SAFETY: the staged mapping is nobody's; what is at the target is the service thread's to replace.
-    if let Err(errno) = unsafe { memory::move_over(order.from, order.len, order.to) } {
+    // SAFETY: what is moved or unmapped is the library's own, and what is at the target is the service thread's to replace.
+    let done = unsafe {
+        match order.to {
+            Some(to) => memory::move_over(order.from.start(), order.from.len(), to.start()),
+            None => memory::unmap(order.from.start(), order.from.len()),
+        }
+    };
+    if let Err(errno) = done {
         order.errno.store(errno.raw_os_error().cast_unsigned(), Ordering::Release);
     }
     0

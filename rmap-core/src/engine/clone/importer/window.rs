@@ -5,13 +5,15 @@
 //! so.
 
 use super::super::protocol::{Access, Source};
+use super::keep::Mapped;
 use super::{Importer, Permit};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
-use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
-use crate::sys::{SysResult, sysv};
+use crate::sys::memory::{self, HUGE_PAGE, MapFlags, ProtFlags};
+use crate::sys::uffd::Userfaultfd;
+use crate::sys::{Errno, SysResult, sysv};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// A mapping of a stretch of an exporter's address space.
@@ -21,9 +23,13 @@ pub(crate) struct Window {
     /// The exporter's address that the window starts at.
     pub(crate) remote: usize,
     pub(crate) permit: u32,
+    /// As it was made. The application may have unmapped a part since, and then several windows are what is left.
+    pub(crate) whole: Range,
     /// Where the last answer ended, and how many answers have run on to there.
     pub(crate) run_end: usize,
     pub(crate) run: u32,
+    /// Where its attachments are counted, if it is kept when nobody is attached to it.
+    pub(crate) slot: Option<u32>,
 }
 
 impl Window {
@@ -81,7 +87,7 @@ fn reserve(len: usize, remote: usize) -> SysResult<usize> {
     if slack == 0 {
         return Ok(all);
     }
-    let base = all + (remote.wrapping_sub(all) & (HUGE_PAGE - 1));
+    let base = all + (remote.wrapping_sub(all) & (slack - 1));
     for (start, end) in [(all, base), (base + len, all + len + slack)] {
         if start < end {
             // SAFETY: the ends of our own reservation.
@@ -89,6 +95,48 @@ fn reserve(len: usize, remote: usize) -> SysResult<usize> {
         }
     }
     Ok(base)
+}
+
+/// Makes a mapping with `map`, at a place that nobody knows yet.
+fn stage(len: usize, offset: usize, map: impl FnOnce(Range) -> SysResult<()>) -> SysResult<Range> {
+    let at = Range::new(reserve(len, offset)?, len).ok_or(Errno::NOMEM)?;
+    map(at).map(|()| at).inspect_err(|_| {
+        // SAFETY: our own reservation.
+        let _ = unsafe { memory::unmap(at.start(), len) };
+    })
+}
+
+/// Makes a trapped mapping over a reservation.
+fn map_trapped(trap: &Userfaultfd, at: Range, source: Trapped<'_>) -> SysResult<()> {
+    let Trapped { file, offset, stores, holes } = source;
+    let (start, len) = (at.start(), at.len());
+    // A read-only descriptor cannot be trapped when mapped shared. Mapped private it shows the same pages for as
+    // long as nobody writes, and what a thread that lifts the protection writes stays its own.
+    let kind = if stores == Stores::Allowed { MapFlags::SHARED } else { MapFlags::PRIVATE };
+    // Without access until it is trapped: where all memory is locked (`mlockall`), mapping it would fill the
+    // exporter's holes with zeroes.
+    let (none, flags) = (ProtFlags::empty(), kind | MapFlags::NORESERVE);
+    // SAFETY: a reservation that nobody knows.
+    unsafe { memory::map_over(start, len, none, flags, file, offset) }?;
+    memory::advise(start, len, libc::MADV_DONTFORK)?;
+    memory::advise(start, len, libc::MADV_DONTDUMP)?;
+    if stores == Stores::Trapped {
+        trap.trap_stores(start, len, holes)?;
+    } else {
+        trap.trap(start, len)?;
+    }
+    // SAFETY: allows more.
+    unsafe { memory::protect(start, len, protection(stores != Stores::Refused)) }.inspect_err(|_| {
+        // Unmapping it must hold nobody.
+        let _ = trap.forget(start, len);
+    })
+}
+
+/// Maps a file over a reservation.
+fn map_file(at: Range, writable: bool, file: BorrowedFd<'_>, offset: u64) -> SysResult<()> {
+    // SAFETY: a reservation that nobody knows.
+    unsafe { memory::map_over(at.start(), at.len(), protection(writable), MapFlags::SHARED, file, offset) }?;
+    memory::advise(at.start(), at.len(), libc::MADV_DONTFORK)
 }
 
 impl Importer {
@@ -102,87 +150,88 @@ impl Importer {
     pub(crate) fn check(&self, permit: u32) -> Result<()> {
         let permit = self.permit(permit).and_then(|i| self.permits.get(i)).ok_or(Error::NoSuchId)?;
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
-        if permit.removed || !self.hosts[host].alive { Err(Error::NoSuchId) } else { Ok(()) }
+        if permit.removed || !self.hosts[host].is_alive() { Err(Error::NoSuchId) } else { Ok(()) }
     }
 
     /// Maps a range of the exporter, at `place` if given, over whatever is there.
-    pub(crate) fn map(&mut self, permit: u32, remote: Range, place: Option<usize>) -> Result<Range> {
+    pub(crate) fn map(&mut self, permit: u32, remote: Range, place: Option<usize>) -> Result<Mapped> {
         self.check(permit)?;
         let permit = *self.permit(permit).and_then(|i| self.permits.get(i)).ok_or(Error::NoSuchId)?;
         if !permit.range.covers(remote) {
             return Err(Error::Invalid("outside the segment"));
         }
+        if place.is_none() && self.config.window_limit > 0 {
+            return self.map_kept(&permit, remote);
+        }
+        while let Some(range) = place.and_then(|place| Range::new(place, remote.len())) {
+            let Some(index) = self.windows.iter().position(|window| window.range.overlaps(range)) else {
+                break;
+            };
+            if !self.give_back_window(index) {
+                return Err(Error::RangeTaken(range));
+            }
+        }
+        let window = self.make_window(&permit, remote, place)?;
+        Ok(Mapped { base: window.range.start(), made: Some(window.range) })
+    }
+
+    /// Makes a window, at `place` if given, over whatever is there.
+    pub(super) fn make_window(
+        &mut self,
+        permit: &Permit,
+        remote: Range,
+        place: Option<usize>,
+    ) -> Result<Window> {
         self.windows.reserve(1).map_err(failed("mmap"))?;
-        if let Some(range) = place.and_then(|place| Range::new(place, remote.len()))
-            && self.windows.iter().any(|window| window.range.overlaps(range))
-        {
-            return Err(Error::RangeTaken(range));
-        }
-        let staged = self.stage_base(remote, &permit)?;
+        // So that noting its end cannot fail.
+        self.removed.reserve(self.windows.len() + 1).map_err(failed("mmap"))?;
+        let mut range = self.stage_base(remote, permit)?;
         if let Some(place) = place {
-            self.put_in_place(staged, remote.len(), place).map_err(failed("mremap"))?;
+            let place = Range::new(place, remote.len()).ok_or(Error::Invalid("no such address"))?;
+            self.put_in_place(range, place).map_err(failed("mremap"))?;
+            range = place;
         }
-        let base = place.unwrap_or(staged);
-        let range = Range::new(base, remote.len()).ok_or(Error::Invalid("no such address"))?;
         let index = self.windows.partition_point(|window| window.range.start() < range.start());
-        let window = Window { range, remote: remote.start(), permit: permit.number, run_end: 0, run: 0 };
+        let (remote_start, permit) = (remote.start(), permit.number);
+        let window =
+            Window { range, remote: remote_start, permit, whole: range, run_end: 0, run: 0, slot: None };
         self.windows.insert(index, window).map_err(failed("mmap"))?;
         log!(Debug, "window {range} shows {remote}");
-        Ok(range)
+        Ok(window)
     }
 
     /// Makes a trapped mapping of the base object, at a place that nobody knows yet.
-    fn stage_base(&self, remote: Range, permit: &Permit) -> Result<usize> {
+    fn stage_base(&mut self, remote: Range, permit: &Permit) -> Result<Range> {
         let writable = permit.access == Access::ReadWrite;
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
         let object = self.hosts[host].object(permit.base, writable).ok_or(Error::NoSuchId)?;
         let stores = if writable { Stores::Allowed } else { Stores::Refused };
         let source = Trapped { file: object, offset: remote.start() as u64, stores, holes: true };
-        self.stage(remote.len(), source).map_err(failed("mmap"))
+        let trap = &self.trap;
+        stage(remote.len(), remote.start(), |at| map_trapped(trap, at, source)).map_err(failed("mmap"))
     }
 
-    /// Makes a trapped mapping, at a place that nobody knows yet.
-    fn stage(&self, len: usize, source: Trapped<'_>) -> SysResult<usize> {
-        let at = reserve(len, source.offset as usize)?;
-        let made = self.map_trapped(at, len, source);
-        made.map(|()| at).inspect_err(|_| {
-            // SAFETY: our own reservation.
-            let _ = unsafe { memory::unmap(at, len) };
-        })
-    }
-
-    fn map_trapped(&self, at: usize, len: usize, source: Trapped<'_>) -> SysResult<()> {
-        let Trapped { file, offset, stores, holes } = source;
-        // A read-only descriptor cannot be trapped when mapped shared. Mapped private it shows the same pages for as
-        // long as nobody writes, and what a thread that lifts the protection writes stays its own.
-        let kind = if stores == Stores::Allowed { MapFlags::SHARED } else { MapFlags::PRIVATE };
-        // Without access until it is trapped: where all memory is locked (`mlockall`), mapping it would fill the
-        // exporter's holes with zeroes.
-        let (none, flags) = (ProtFlags::empty(), kind | MapFlags::NORESERVE);
-        // SAFETY: a reservation that nobody knows.
-        unsafe { memory::map_over(at, len, none, flags, file, offset) }?;
-        memory::advise(at, len, libc::MADV_DONTFORK)?;
-        memory::advise(at, len, libc::MADV_DONTDUMP)?;
-        if stores == Stores::Trapped {
-            self.trap.trap_stores(at, len, holes)?;
-        } else {
-            self.trap.trap(at, len)?;
+    /// Has the application's unmapping of a part that is not trapped reported, too.
+    fn follow(&mut self, local: Range) {
+        if self.follower.watch(local.start(), local.len()).is_ok() {
+            return;
         }
-        // SAFETY: allows more.
-        unsafe { memory::protect(at, len, protection(stores != Stores::Refused)) }
+        // Nobody must be given a window that may not be there any more.
+        if let Some(slot) = self.window_at(local.start()).and_then(|index| self.windows[index].slot) {
+            self.listing.close_one(slot);
+        }
     }
-
     /// Removes a window.
-    pub(crate) fn unmap(&mut self, base: usize) -> Result<Range> {
-        let index = self.windows.binary_search_by_key(&base, |window| window.range.start());
-        let window = index.ok().and_then(|index| self.windows.remove(index)).ok_or(Error::NoSuchId)?;
+    pub(super) fn remove_window(&mut self, index: usize) -> Result<()> {
+        let window = self.windows.remove(index).ok_or(Error::NoSuchId)?;
         let range = window.range;
         self.pieces.remove(range).map_err(failed("mmap"))?;
-        // SAFETY: the caller of detach gives the range up.
-        unsafe { memory::unmap(range.start(), range.len()) }.map_err(failed("munmap"))?;
-        self.waiters.retain(|waiter| !range.contains(waiter.page));
+        self.unmap_own(range).map_err(failed("munmap"))?;
+        self.waiters.retain(|waiter| !range.contains(waiter.page()));
         let _ = self.trap.wake(range.start(), range.len());
-        Ok(range)
+        // There is room: see `make_window`.
+        let _ = self.removed.push(range);
+        Ok(())
     }
 
     /// Maps what the exporter says over a part of a window, unless it is mapped there already.
@@ -215,8 +264,10 @@ impl Importer {
                     (false, Access::ReadWrite) => Stores::Trapped,
                 };
                 let source = Trapped { file: object, offset: remote as u64, stores, holes: true };
-                let staged = self.stage(local.len(), source).map_err(failed("mmap"))?;
-                self.put_in_place(staged, local.len(), local.start()).map_err(failed("mremap"))?;
+                let trap = &self.trap;
+                let staged = stage(local.len(), local.start(), |at| map_trapped(trap, at, source));
+                let staged = staged.map_err(failed("mmap"))?;
+                self.put_in_place(staged, local).map_err(failed("mremap"))?;
                 let noted = if serial == permit.base {
                     self.pieces.remove(local)
                 } else {
@@ -227,32 +278,17 @@ impl Importer {
             Source::File { offset } => {
                 let fd = descriptor.ok_or(Error::Invalid("a file that was not sent"))?;
                 super::regular(&fd)?;
-                self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
                 if !writable && permit.access == Access::ReadWrite {
-                    let (file, stores) = (fd.as_fd(), Stores::Trapped);
+                    let (trap, file, stores) = (&self.trap, fd.as_fd(), Stores::Trapped);
+                    let source = Trapped { file, offset, stores, holes: false };
                     // Only shared memory can be trapped. Of other files a store gets SIGSEGV, also if it would be allowed by now.
-                    if let Ok(staged) =
-                        self.stage(local.len(), Trapped { file, offset, stores, holes: false })
-                    {
-                        return self
-                            .put_in_place(staged, local.len(), local.start())
-                            .map_err(failed("mremap"));
+                    let staged = stage(local.len(), local.start(), |at| map_trapped(trap, at, source));
+                    if let Ok(staged) = staged {
+                        self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
+                        return self.put_in_place(staged, local).map_err(failed("mremap"));
                     }
                 }
-                // SAFETY: a part of a window.
-                unsafe {
-                    let flags = MapFlags::SHARED;
-                    memory::map_over(
-                        local.start(),
-                        local.len(),
-                        protection(writable),
-                        flags,
-                        fd.as_fd(),
-                        offset,
-                    )
-                }
-                .map_err(failed("mmap"))?;
-                memory::advise(local.start(), local.len(), libc::MADV_DONTFORK).map_err(failed("madvise"))
+                self.put_piece(local, Piece::File, |at| map_file(at, writable, fd.as_fd(), offset))
             }
             Source::SystemV { id, offset } => {
                 let info = sysv::info(id).map_err(failed("shmctl"))?;
@@ -261,25 +297,37 @@ impl Importer {
                 if info.owner != uid && info.creator != uid {
                     return Err(Error::Invalid("a System V segment that is not the exporter's"));
                 }
-                self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
-                // SAFETY: a part of a window.
-                unsafe { sysv::map_over(id, offset as usize, local.len(), local.start(), writable) }
-                    .map_err(failed("shmat"))?;
-                memory::advise(local.start(), local.len(), libc::MADV_DONTFORK).map_err(failed("madvise"))
+                self.put_piece(local, Piece::File, |at| {
+                    // SAFETY: a reservation that nobody knows.
+                    unsafe { sysv::map_over(id, offset as usize, at.len(), at.start(), writable) }?;
+                    memory::advise(at.start(), at.len(), libc::MADV_DONTFORK)
+                })
             }
         }
     }
 
     /// Makes a page of a window give SIGBUS to whoever touches it, without asking.
     pub(super) fn map_nothing(&mut self, page: usize) -> Result<()> {
-        let range = Range::page_at(page);
-        self.pieces.insert(range, Piece::Nothing).map_err(failed("mmap"))?;
-        // SAFETY: a page of a window.
-        unsafe {
-            let flags = MapFlags::SHARED;
-            memory::map_over(range.start(), PAGE, ProtFlags::READ, flags, self.nothing.as_fd(), 0)
-        }
-        .map_err(failed("mmap"))
+        let nothing = self.nothing.try_clone();
+        let nothing = nothing.map_err(|_| Error::OutOfResources { call: "dup", errno: Errno::MFILE })?;
+        self.put_piece(Range::page_at(page), Piece::Nothing, |at| map_file(at, false, nothing.as_fd(), 0))
+    }
+
+    /// Has a part of a window show what `map` maps, which is not trapped.
+    fn put_piece(
+        &mut self,
+        local: Range,
+        piece: Piece,
+        map: impl FnOnce(Range) -> SysResult<()>,
+    ) -> Result<()> {
+        let staged = stage(local.len(), local.start(), map).map_err(failed("mmap"))?;
+        self.pieces.insert(local, piece).map_err(failed("mmap")).inspect_err(|_| {
+            // SAFETY: nobody knows the staged mapping.
+            let _ = unsafe { memory::unmap(staged.start(), staged.len()) };
+        })?;
+        self.put_in_place(staged, local).map_err(failed("mremap"))?;
+        self.follow(local);
+        Ok(())
     }
 
     /// What windows onto this exporter map from files in a range is mapped from the base object again: to be asked for
@@ -302,7 +350,7 @@ impl Importer {
         for (range, remote, permit) in stale.iter() {
             let shown = Range::new(*remote, range.len()).ok_or(Error::Invalid("no range"))?;
             let staged = self.stage_base(shown, permit)?;
-            self.put_in_place(staged, range.len(), range.start()).map_err(failed("mremap"))?;
+            self.put_in_place(staged, *range).map_err(failed("mremap"))?;
             self.pieces.remove(*range).map_err(failed("mmap"))?;
         }
         Ok(())
