@@ -12,6 +12,9 @@ pub struct Range {
 const LIMIT: usize = 1 << 63;
 
 impl Range {
+    /// All addresses.
+    pub(crate) const EVERYTHING: Self = Self { start: 0, end: LIMIT };
+
     /// The range of `len` bytes from `start`; `None` if either is not a multiple of the page size, the range is
     /// empty, or it runs past 2^63.
     #[must_use]

@@ -163,6 +163,11 @@ impl Maps {
         each_vma(&self.fd, each)
     }
 
+    /// Whether [`at_or_after`](Self::at_or_after) asks for one mapping, and does not read them all (Linux 6.11).
+    pub(crate) fn finds_by_address(&self) -> bool {
+        self.supported.load(Ordering::Relaxed)
+    }
+
     /// The mapping that covers `addr`, else the next one above it.
     pub(crate) fn at_or_after(&self, addr: usize) -> Option<Vma> {
         if self.supported.load(Ordering::Relaxed) {

@@ -35,6 +35,8 @@ struct Held {
     emptied: OwnVec<Range>,
     /// Where mappings may have gone. A mapping that had grown in place was larger than the tables knew.
     touched: OwnVec<Range>,
+    /// Mappings may have changed elsewhere, too.
+    elsewhere: bool,
 }
 
 const MREMAP_FIXED: usize = 2;
@@ -43,15 +45,38 @@ const MADV_DONTNEED_LOCKED: usize = 24;
 
 impl Held {
     fn none() -> Self {
-        Self { drops: OwnVec::new(), refused: OwnVec::new(), emptied: OwnVec::new(), touched: OwnVec::new() }
+        let none = OwnVec::new;
+        Self { drops: none(), refused: none(), emptied: none(), touched: none(), elsewhere: false }
     }
 
     fn is_empty(&self) -> bool {
         self.drops.is_empty() && self.refused.is_empty() && self.emptied.is_empty() && self.touched.is_empty()
     }
 
+    /// The only ranges where mappings may have changed, in order; `None` if that is not known. What changes without
+    /// an event, a mapping that grows in place, is found when somebody asks for it.
+    fn scope(&self) -> SysResult<Option<OwnVec<Range>>> {
+        if self.elsewhere || self.is_empty() {
+            return Ok(None);
+        }
+        let mut touched = OwnVec::new();
+        for range in self.touched.iter() {
+            touched.push(*range)?;
+        }
+        touched.sort_unstable();
+        let mut scope: OwnVec<Range> = OwnVec::new();
+        for range in touched.iter() {
+            match scope.last_mut().filter(|last| range.start() <= last.end()) {
+                Some(last) => *last = last.join(*range),
+                None => scope.push(*range)?,
+            }
+        }
+        Ok(Some(scope))
+    }
+
     /// Notes what a thread has asked for that is held in `call`.
     fn note(&mut self, call: i64, args: [usize; 6]) -> SysResult<()> {
+        self.elsewhere |= !matches!(call, libc::SYS_madvise | libc::SYS_munmap | libc::SYS_mmap);
         let pages = |start: usize, len: usize| Range::new(start, len.checked_next_multiple_of(memory::PAGE)?);
         let Some(range) = pages(args[0], args[1]) else { return Ok(()) };
         match call {
@@ -95,8 +120,10 @@ fn held_threads(tasks: &OwnedFd, settle: bool) -> Result<Held> {
     let mut result = Ok(());
     let start = thread::time();
     let starved = || thread::time().saturating_sub(start) > STARVED;
-    while (settle || held.is_empty()) && !awake.is_empty() && !starved() {
+    let mut in_time = true;
+    while (settle || held.is_empty()) && !awake.is_empty() && in_time {
         thread::pause(GLANCE);
+        in_time = !starved();
         awake.retain(|(tid, before)| {
             note_awake(*tid, *before, &mut held).unwrap_or_else(|errno| {
                 result = Err(errno);
@@ -105,6 +132,7 @@ fn held_threads(tasks: &OwnedFd, settle: bool) -> Result<Held> {
         });
     }
     result.map_err(failed("read of /proc/self/task"))?;
+    held.elsewhere |= !in_time;
     Ok(held)
 }
 
@@ -273,7 +301,14 @@ impl Exporter {
             strays: OwnVec::new(),
             files: OwnVec::new(),
         };
-        self.survey(&mut survey)?;
+        // What has moved may be anywhere. Without quick look-ups, reading all of the maps is no more work than reading a part.
+        let moving = !self.moves.is_empty() || self.lost_moves || !self.maps.finds_by_address();
+        let scope = if moving { None } else { held.scope().map_err(failed("mmap"))? };
+        match &scope {
+            Some(scope) => self.survey_within(scope, &mut survey)?,
+            None => self.survey(&mut survey)?,
+        }
+        let scope = scope.as_deref().unwrap_or(&[Range::EVERYTHING]);
         // What has moved, by an event that is not read yet, stays as it is until then.
         let mut unread: OwnVec<Range> = OwnVec::new();
         let mut known: OwnVec<(Vma, u32, Range)> = OwnVec::new();
@@ -286,7 +321,8 @@ impl Exporter {
             .map_err(failed("mmap"))?;
         }
         let mut gone: OwnVec<Span<Backing>> = OwnVec::new();
-        subtract(self.backed.iter(), &survey.present, &mut gone)?;
+        let backed = scope.iter().flat_map(|range| self.backed.within(*range));
+        subtract(backed, &survey.present, &mut gone)?;
         gone.retain(|span| !unread.iter().any(|unread| unread.overlaps(span.range)));
         for span in survey.grown.iter() {
             self.backed.insert(span.range, span.value).map_err(failed("mmap"))?;
@@ -318,7 +354,7 @@ impl Exporter {
         for (_, _, from) in known.iter().filter(|(_, _, from)| self.backed.next_in(*from).is_none()) {
             self.private_files.forget(*from);
         }
-        self.forget_shared(&survey.files)
+        self.forget_shared(scope, &survey.files)
     }
 
     /// A file that was mapped over itself shows the same bytes, but its new mapping is not watched.
@@ -378,6 +414,21 @@ impl Exporter {
         });
         read.map_err(failed("read of /proc/thread-self/maps"))?;
         result
+    }
+
+    /// Looks up the mappings of some ranges, in order of address.
+    fn survey_within(&self, scope: &[Range], survey: &mut Survey) -> Result<()> {
+        let mut from = 0;
+        for range in scope {
+            from = from.max(range.start());
+            while let Some(vma) = self.maps.at_or_after(from).filter(|vma| vma.start < range.end()) {
+                if let (Some(file), Some(mapped)) = (vma.file, Range::between(vma.start, vma.end)) {
+                    self.survey_mapping(&vma, file, mapped, survey).map_err(failed("mmap"))?;
+                }
+                from = vma.end;
+            }
+        }
+        Ok(())
     }
 
     fn survey_mapping(&self, vma: &Vma, file: FileId, range: Range, survey: &mut Survey) -> SysResult<()> {
@@ -505,12 +556,13 @@ impl Exporter {
     }
 
     /// Tells the importers which files are not mapped any more where they have mapped them.
-    fn forget_shared(&mut self, files: &[Span<()>]) -> Result<()> {
+    fn forget_shared(&mut self, scope: &[Range], files: &[Span<()>]) -> Result<()> {
         if self.shared.is_empty() {
             return Ok(());
         }
         let mut gone = OwnVec::new();
-        subtract(self.shared.iter().map(|s| Span { range: s.range, value: () }), files, &mut gone)?;
+        let shared = scope.iter().flat_map(|range| self.shared.within(*range));
+        subtract(shared.map(|s| Span { range: s.range, value: () }), files, &mut gone)?;
         for span in gone.iter() {
             self.shared.remove(span.range).map_err(failed("mmap"))?;
             self.tell_stale(span.range);
