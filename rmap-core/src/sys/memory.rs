@@ -98,6 +98,16 @@ pub(crate) fn advise(addr: usize, len: usize, advice: libc::c_int) -> SysResult<
     unsafe { raw::syscall(libc::SYS_madvise, [addr, len, advice as usize, 0, 0, 0]) }.map(drop)
 }
 
+/// Has the kernel put huge pages in place of the small ones of a range that maps a file in memory (Linux 6.1). The bytes stay the
+/// same.
+///
+/// # Errors
+/// `EINVAL` where the kernel cannot or may not; others where it could not now. Some of the range may have huge pages then.
+pub(crate) fn collapse(addr: usize, len: usize) -> SysResult<()> {
+    // SAFETY: the advice leaves the bytes alone.
+    unsafe { raw::syscall(libc::SYS_madvise, [addr, len, libc::MADV_COLLAPSE as usize, 0, 0, 0]) }.map(drop)
+}
+
 /// Locks a range into memory, as it was locked before.
 pub(crate) fn lock(addr: usize, len: usize) -> SysResult<()> {
     // SAFETY: mlock does not change contents.

@@ -1,5 +1,6 @@
 //! Moving memory of this process into an object, in place, and back, while its threads stand still.
 
+use super::huge::HugePages;
 use super::object::{Object, Objects};
 use super::watch::Watchers;
 use crate::error::{Error, Result, failed};
@@ -87,6 +88,7 @@ pub(crate) fn restore_attributes(range: Range, attributes: &Attributes, prot: Pr
 /// # Safety
 /// No other thread of the process may run from the first copy until this returns; `still_stopped` is asked before the step that
 /// would lose a store.
+#[expect(clippy::too_many_arguments, reason = "what is moved, and what it takes")]
 pub(crate) unsafe fn adopt(
     object: &Object,
     range: Range,
@@ -94,6 +96,7 @@ pub(crate) unsafe fn adopt(
     attributes: &Attributes,
     pagemap: &Pagemap,
     watchers: &Watchers,
+    huge_pages: &mut HugePages,
     still_stopped: impl FnOnce() -> bool,
 ) -> Result<()> {
     let undo = |error: Error| {
@@ -115,6 +118,8 @@ pub(crate) unsafe fn adopt(
         memory::map_over(range.start(), range.len(), vma.prot, flags, object.own(), range.start() as u64)
     };
     mapped.map_err(failed("mmap")).map_err(undo)?;
+    // Before it is watched: in a watched range the kernel maps huge pages only where nothing is mapped yet.
+    huge_pages.make(object, range, attributes);
     restore_attributes(range, attributes, vma.prot);
     if let Err(errno) = watchers.watch(range) {
         // SAFETY: the same promise: nothing runs.

@@ -6,6 +6,7 @@ mod adopt;
 mod client;
 mod events;
 mod freeze;
+mod huge;
 mod notice;
 mod object;
 mod plan;
@@ -32,6 +33,7 @@ use client::Client;
 use core::ops::ControlFlow;
 use events::Move;
 use freeze::{Freezer, Progress};
+use huge::HugePages;
 use notice::Notices;
 use object::{Object, Objects};
 use private_files::PrivateFiles;
@@ -124,6 +126,7 @@ pub(crate) struct Exporter {
     lost_moves: bool,
     jobs: OwnVec<Job>,
     freezer: Freezer,
+    huge_pages: HugePages,
     /// A thread is between the start and the end of `fork`: nothing is adopted.
     forking: bool,
     watchers: Watchers,
@@ -160,6 +163,7 @@ impl Exporter {
             lost_moves: false,
             jobs: OwnVec::new(),
             freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
+            huge_pages: HugePages::default(),
             forking: false,
             watchers: Watchers::new()
                 .map_err(missing("userfaultfd with events on shared memory (Linux 5.19)"))?,

@@ -311,7 +311,8 @@ impl Exporter {
         self.backed.insert(range, Backing { serial, origin }).map_err(failed("mmap"))?;
         // SAFETY: all other threads stand still (`frozen`).
         let adopted = unsafe {
-            adopt::adopt(object, range, vma, &attributes, &self.pagemap, &self.watchers, || {
+            let huge_pages = &mut self.huge_pages;
+            adopt::adopt(object, range, vma, &attributes, &self.pagemap, &self.watchers, huge_pages, || {
                 self.freezer.still_stopped()
             })
         };

@@ -1,0 +1,85 @@
+//! Huge pages for adopted memory.
+//!
+//! The kernel fills a memfd with small pages unless `shmem_enabled` says otherwise, which it rarely does. So blocks that were filled
+//! whole are collapsed: the kernel copies each to a huge page and frees the small ones. Holes are left alone: collapsing one would
+//! turn it into memory, and fails anyway while an importer's window traps missing pages there.
+
+use super::object::Object;
+use crate::log::log;
+use crate::range::Range;
+use crate::sys::maps::Attributes;
+use crate::sys::memory::{self, HUGE_PAGE};
+use crate::sys::{Errno, SysResult};
+
+/// Decides where to try, and for how long not to.
+#[derive(Debug, Default)]
+pub(crate) struct HugePages {
+    /// So many chunks are left as they are before the next try.
+    skip: u32,
+    /// So many were after the last failure.
+    skipped: u32,
+}
+
+/// The most chunks to skip.
+const MOST: u32 = 256;
+
+impl HugePages {
+    /// Gives the blocks of `range` that have all their pages huge ones, where `range` maps them and the application has not asked for
+    /// small ones. That it does not work is no error.
+    pub(crate) fn make(&mut self, object: &Object, range: Range, attributes: &Attributes) {
+        if attributes.no_huge_pages {
+            return;
+        }
+        let mut rest = whole_blocks(range);
+        while let Some(data) = rest.and_then(|rest| object.next_data(rest)) {
+            if let Some(blocks) = whole_blocks(data) {
+                if self.skip > 0 {
+                    self.skip -= 1;
+                    return;
+                }
+                match collapse(blocks) {
+                    Ok(()) => self.skipped = 0,
+                    // Somebody has a page in hand: the rest is huge.
+                    Err(Errno::AGAIN) => {}
+                    Err(errno) => {
+                        // An old kernel, no memory in one piece: trying takes time, and threads stand still.
+                        self.skipped = (2 * self.skipped).clamp(1, MOST);
+                        self.skip = self.skipped;
+                        return log!(Debug, "no huge pages for {blocks}: {errno}");
+                    }
+                }
+            }
+            rest = rest.and_then(|rest| Range::between(data.end(), rest.end()));
+        }
+    }
+}
+
+/// Collapses blocks; once more where pages were on their way to a list of another core.
+fn collapse(blocks: Range) -> SysResult<()> {
+    match memory::collapse(blocks.start(), blocks.len()) {
+        Err(Errno::AGAIN) => memory::collapse(blocks.start(), blocks.len()),
+        collapsed => collapsed,
+    }
+}
+
+/// The aligned blocks inside a range.
+fn whole_blocks(range: Range) -> Option<Range> {
+    let start = range.start().checked_next_multiple_of(HUGE_PAGE)?;
+    Range::between(start, range.end() & !(HUGE_PAGE - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::memory::PAGE;
+
+    #[test]
+    fn only_whole_blocks_count() {
+        let range = |start, len| Range::new(start, len).unwrap();
+        assert_eq!(whole_blocks(range(PAGE, HUGE_PAGE)), None);
+        assert_eq!(whole_blocks(range(0, HUGE_PAGE - PAGE)), None);
+        assert_eq!(whole_blocks(range(HUGE_PAGE, HUGE_PAGE)), Some(range(HUGE_PAGE, HUGE_PAGE)));
+        let unaligned = range(HUGE_PAGE - PAGE, 3 * HUGE_PAGE);
+        assert_eq!(whole_blocks(unaligned), Some(range(HUGE_PAGE, 2 * HUGE_PAGE)));
+    }
+}
