@@ -22,12 +22,14 @@ mod maps;
 pub mod pattern;
 mod random;
 mod stage;
+mod tracer;
 mod wire;
 
 pub use actor::{Actor, Fault, Reply, Report, Setup};
 pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks, waits_for_page};
 pub use random::{Random, rounds, seed, soak};
 pub use stage::{BOARD_LEN, Board, Stage};
+pub use tracer::{Entered, Tracer};
 pub use wire::{Door, Parcel, Wire, counter};
 
 use std::path::PathBuf;

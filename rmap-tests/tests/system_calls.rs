@@ -1,0 +1,73 @@
+//! How many system calls the library makes for one call, in all threads of the importer. Counts, not times.
+
+use rmap_tests::{Actor, Entered, PAGE, Reply, Stage, Tracer};
+
+/// What the importer may do for the first attach of memory that was adopted before.
+const CALLS: usize = 4;
+const MESSAGES: usize = 1;
+
+const PAGES: usize = 16;
+
+/// An exporter, an importer with a permit, and memory that another importer has had adopted.
+fn scene(stage: &Stage) -> ([Actor; 2], Actor, i64, usize) {
+    let (mut exporter, mut importer, mut other) = (stage.actor(), stage.actor(), stage.actor());
+    let address = exporter.anon(PAGES * PAGE);
+    exporter.fill(address, PAGES, 1);
+    let segid = exporter.make_all();
+    let apid = importer.get(segid);
+    let there = other.get_attach(segid, address, PAGES * PAGE);
+    other.check(there, PAGES, 1);
+    ([exporter, other], importer, apid, address)
+}
+
+/// Attaches, and gives the address and the system calls.
+fn attach(tracer: &mut Tracer, importer: &mut Actor, apid: i64, address: usize) -> (usize, Vec<Entered>) {
+    let command = format!("xpmem attach {apid} {address:#x} {:#x} 0", PAGES * PAGE);
+    let (reply, calls) = tracer.watch(importer, &command);
+    let Reply::Ok(words) = reply else { panic!("{reply:?} to {command}") };
+    let (here, _) = words.split_once(' ').expect("an address and an errno");
+    (here.parse().expect("an address"), calls)
+}
+
+fn describe(importer: &Actor, calls: &[Entered]) -> String {
+    let thread = |call: &Entered| if call.tid == importer.pid() { "" } else { "service: " };
+    let words: Vec<String> = calls.iter().map(|call| format!("{}{}", thread(call), call.name())).collect();
+    format!("{} system calls: {}", calls.len(), words.join(", "))
+}
+
+#[test]
+#[ignore = "20 system calls as long as each attach makes a new window"]
+fn first_attach_of_adopted_memory() {
+    let stage = Stage::new("first_attach_of_adopted_memory", 60);
+    let (_others, mut importer, apid, address) = scene(&stage);
+    let mut tracer = Tracer::new(&importer);
+    let (here, mut calls) = attach(&mut tracer, &mut importer, apid, address);
+    // The bytes must come with it: what the first load costs belongs to the attach.
+    let (loaded, more) = tracer.watch(&mut importer, &format!("load {here:#x}"));
+    assert_eq!(loaded, Reply::Ok("1".into()));
+    calls.extend(more);
+    let messages = calls.iter().filter(|call| call.is_message()).count();
+    let said = describe(&importer, &calls);
+    assert!(calls.len() <= CALLS && messages <= MESSAGES, "{messages} messages, {said}");
+}
+
+#[test]
+#[ignore = "18 system calls for the attach as long as each one makes a new window"]
+fn attach_and_detach_of_memory_attached_before() {
+    let stage = Stage::new("attach_and_detach_of_memory_attached_before", 60);
+    let (_others, mut importer, apid, address) = scene(&stage);
+    let first = importer.attach(apid, address, PAGES * PAGE);
+    importer.check(first, PAGES, 1);
+    importer.detach(first);
+    let mut tracer = Tracer::new(&importer);
+    for _ in 0..3 {
+        let (here, calls) = attach(&mut tracer, &mut importer, apid, address);
+        assert!(calls.is_empty(), "attach: {}", describe(&importer, &calls));
+        let (loaded, calls) = tracer.watch(&mut importer, &format!("load {here:#x}"));
+        assert_eq!(loaded, Reply::Ok("1".into()));
+        assert!(calls.is_empty(), "load: {}", describe(&importer, &calls));
+        let (detached, calls) = tracer.watch(&mut importer, &format!("xpmem detach {here:#x}"));
+        assert_eq!(detached, Reply::Ok("0 0".into()));
+        assert!(calls.is_empty(), "detach: {}", describe(&importer, &calls));
+    }
+}
