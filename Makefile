@@ -3,6 +3,8 @@
 #   make                  the release build
 #   make install          library, header, pkg-config files, man pages, module file, with-rmap
 #   make demo             installs into target/prefix and runs unmodified MPI programs on it
+#   make plots            measures those programs (about 15 minutes), draws docs/mpi-*.svg, writes docs/mpi-results.md
+#                         and the crossover sizes in docs/tuning.md; RMAP_PLOT_QUICK=1: a quick pass into target/plots-quick
 #   make test             everything that ci/ has; as root: each test as root and as an ordinary user
 #   make check            formatting, lints, documentation
 #   make fuzz             what peers may send, mutated for long (RMAP_FUZZ_SECONDS for each target, 3600)
@@ -92,6 +94,9 @@ local-install: all
 demo: local-install
 	XPMEM_PREFIX='$(LOCAL)' mpi-tests/demo.sh
 
+plots: local-install
+	XPMEM_PREFIX='$(LOCAL)' mpi-tests/plots.sh
+
 test: local-install
 	ci/test-all.sh '$(LOCAL)'
 
@@ -111,4 +116,4 @@ check:
 clean:
 	$(CARGO) clean
 
-.PHONY: all install uninstall local-install demo test test-kernel soak fuzz check clean
+.PHONY: all install uninstall local-install demo plots test test-kernel soak fuzz check clean

@@ -13,28 +13,10 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 
 if [ "$(id -u)" = 0 ]; then
-    as_nobody=(setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all --no-new-privs --)
-    scripts=$here
-    if ! (cd / && "${as_nobody[@]}" test -r "$here/run.sh"); then
-        # The ordinary user cannot enter this tree: it gets copies.
-        scratch=$(mktemp -d "${MPI_TMP:-/tmp}/rmap-mpi-demo.XXXXXX")
-        trap 'rm -rf "$scratch"' EXIT
-        chmod 755 "$scratch"
-        cp -r "$here" "$scratch/scripts"
-        scripts=$scratch/scripts
-        export RMAP_MPI_CACHE=${RMAP_MPI_CACHE:-/var/tmp/rmap-mpi}
-        [ "$XPMEM_PREFIX" != "$CACHE/prefix" ] || XPMEM_PREFIX=$RMAP_MPI_CACHE/prefix
-        CACHE=$RMAP_MPI_CACHE
-    fi
-    export XPMEM_PREFIX RMAP_MPI_CACHE=$CACHE
-    "$here/setup.sh"
-    if [ "$scripts" != "$here" ]; then
-        mkdir -p "$scratch/prefix/lib"
-        cp -L "$XPMEM_PREFIX"/lib/libxpmem.so* "$scratch/prefix/lib/"
-        XPMEM_PREFIX=$scratch/prefix
-    fi
+    . "$here/user.sh"
+    prepare_user
     cd /
-    "${as_nobody[@]}" "$scripts/demo.sh" "$@"
+    "${as_user[@]}" "$scripts/demo.sh" "$@"
     exit
 fi
 

@@ -6,8 +6,10 @@
 #   impi      Intel MPI from PyPI (nothing to compile; it opens libxpmem.so.0 by itself)
 #   programs  the test programs of this folder, once per MPI
 #
-# All products go below one cache folder. Each part has a stamp file with the versions it was made from, so a second run does
-# nothing. The system's apt configuration is not changed: sources are fetched with a private configuration.
+#   setup.sh [plots] [profile]
+#
+# "plots" and "profile" add the packages that plots.sh and profile.sh need. All products go below one cache folder. Each part has a
+# stamp file with the versions it was made from, so a second run does nothing. The system's apt configuration is not changed: sources are fetched with a private configuration.
 #
 #   RMAP_MPI_CACHE  cache folder (default: target/mpi in the source tree)
 #   XPMEM_PREFIX    installation that holds include/xpmem.h and lib/libxpmem.so.0 (default: a folder of links to this tree's
@@ -22,6 +24,13 @@ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 IMPI_VERSION=2021.19.0
 PACKAGES=(openmpi-bin libopenmpi-dev mpich libmpich-dev libucx-dev ucx-utils gcc libc6-dev make autoconf automake libtool
     pkg-config dpkg-dev xz-utils bzip2 python3 python3-venv ca-certificates)
+for more in "$@"; do
+    case $more in
+    plots) PACKAGES+=(python3-matplotlib) ;;
+    profile) PACKAGES+=(linux-perf) ;;
+    *) echo "mpi-tests/setup: no part $more" >&2; exit 2 ;;
+    esac
+done
 
 say() { printf 'mpi-tests/setup: %s\n' "$*"; }
 die() { printf 'mpi-tests/setup: %s\n' "$*" >&2; exit 1; }
@@ -172,7 +181,7 @@ build_programs() {
     say "compiling the test programs"
     mkdir -p "$CACHE"/bin/{ompi,mpich,impi}
     local flags=(-O2 -g -Wall -Wextra -std=gnu11)
-    for name in exchange bandwidth reuse onesided; do
+    for name in exchange bandwidth measure reuse onesided; do
         # Debian's mpicc.mpich hands on the packager's link-time optimisation; MPI_STATUSES_IGNORE is a null pointer there,
         # which the compiler takes for an array of no elements.
         logged programs mpicc.openmpi "${flags[@]}" -o "$CACHE/bin/ompi/$name" "$here/programs/$name.c"

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Measures every consumer through XPMEM, through CMA and through copy-in-copy-out, as an ordinary user.
+#
+#   measure.sh [CONSUMER ...]
+#
+# Results go to a folder, a file for each job; plot.py reads them. A job that is there already is not run again: a run that was
+# interrupted goes on where it stopped, and a finished one has nothing to do. All are removed if the library, the programs or
+# the settings below have changed. Exit status 1 if a job failed or if its runtime did not show that it used the mechanism.
+#
+#   RMAP_PLOT_FOLDER   the folder (default: target/plots; target/plots-quick for a quick pass)
+#   RMAP_PLOT_FRESH=1  measure everything again
+#   RMAP_PLOT_QUICK=1  a quick pass: fewer sizes, two repetitions
+#   RMAP_PLOT_REPEATS  repetitions (default: 3)
+#   RMAP_PLOT_RANKS    ranks of message rate and collective operations (default: 4)
+#   RMAP_MPI_CACHE, XPMEM_PREFIX  see setup.sh
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/env.sh"
+. "$here/user.sh"
+[ $# -eq 0 ] || CONSUMERS=("$@")
+
+if [ -n "${RMAP_PLOT_QUICK:-}" ]; then
+    folder=$ROOT/target/plots-quick repeats=2 sizes=(-f 4 -m 20)
+else
+    folder=$ROOT/target/plots repeats=3 sizes=(-f 2 -m 30)
+fi
+folder=${RMAP_PLOT_FOLDER:-$folder} repeats=${RMAP_PLOT_REPEATS:-$repeats} ranks=${RMAP_PLOT_RANKS:-4}
+case $folder in /*) ;; *) folder=$PWD/$folder ;; esac
+export MPI_TIMEOUT=${MPI_TIMEOUT:-120}
+
+prepare_user
+key="$(cat "$XPMEM_PREFIX/lib/libxpmem.so.0" "$CACHE/programs.stamp" "$here/run.sh" | sha256sum) ${sizes[*]} $ranks $(nproc)"
+mkdir -p "$folder"
+if [ -n "${RMAP_PLOT_FRESH:-}" ] || [ "$(cat "$folder/key" 2>/dev/null || true)" != "$key" ]; then
+    rm -f "$folder"/*.job "$folder/conditions"
+    printf '%s\n' "$key" >"$folder/key"
+fi
+
+package() { dpkg-query -W -f '${source:Version}' "$1" 2>/dev/null || echo unknown; }
+# What the figures hold for. No names of machines or people.
+{
+    echo "date=$(date -u +%Y-%m-%d)"
+    echo "cores=$(nproc)"
+    echo "processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
+    echo "virtual=$(grep -qw hypervisor /proc/cpuinfo && echo yes || echo no)"
+    echo "kernel=$(uname -r | grep -oE '^[0-9]+\.[0-9]+')"
+    echo "rmap=$(sed -n 's/^version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml" | head -n 1)"
+    echo "openmpi=$(package libopenmpi3)"
+    echo "ucx=$(package libucx0)"
+    echo "mpich=$(package libmpich12)"
+    echo "impi=$(cut -d' ' -f2 "$CACHE/impi.stamp")"
+    echo "repeats=$repeats"
+    echo "ranks=$ranks"
+} >"$folder/conditions"
+
+# Virtual cores may share a physical one at times, see programs/measure.c. If what was measured so far has round trips of two kinds,
+# prints a time between them: later jobs wait for two separate cores.
+boundary() {
+    cat "$folder"/*.job 2>/dev/null | awk '$1 == "result" { print $7; print $8 }' | sort -n |
+        awk '{ v[NR] = $1 } END { a = v[int(NR / 20) + 1]; b = v[NR - int(NR / 20)]; print (a > 0 && b > 2.5 * a) ? int(sqrt(a * b)) : 0 }'
+}
+
+cd /
+failed=0
+# job NAME CONSUMER TRANSPORT RANKS MEASUREMENT ...; the file appears when the job has ended well.
+job() {
+    local file=$folder/$1.job status=0
+    [ ! -e "$file" ] || return 0
+    "${as_user[@]}" "$scripts/run.sh" "$2" "$3" "$4" measure "${sizes[@]}" -w "$(boundary)" "${@:5}" >"$file.part" 2>&1 || status=$?
+    if [ "$status" = 0 ]; then
+        mv "$file.part" "$file"
+        return 0
+    fi
+    failed=$((failed + 1))
+    echo "FAIL $1 (status $status)"
+    tail -n 15 "$file.part" | sed 's/^/    /'
+}
+
+for ((repeat = 1; repeat <= repeats; repeat++)); do
+    for consumer in "${CONSUMERS[@]}"; do
+        # MPICH does not yield: no more ranks than cores, or it waits for the scheduler.
+        many=$ranks
+        if [ "$consumer" = mpich-ucx ] && [ "$many" -gt "$(nproc)" ]; then many=$(($(nproc) < 2 ? 2 : $(nproc))); fi
+        # The mechanisms take turns, so that what else the machine does meets all of them.
+        for transport in xpmem cma copy; do
+            job "$repeat.$consumer.$transport.two" "$consumer" "$transport" 2 latency bandwidth bibandwidth
+        done
+        for transport in xpmem cma copy; do
+            job "$repeat.$consumer.$transport.many" "$consumer" "$transport" "$many" rate bcast allreduce alltoall
+        done
+    done
+    echo "repetition $repeat of $repeats: $SECONDS s"
+done
+rm -f "$folder"/*.part
+[ "$failed" = 0 ] || { echo "$failed jobs failed; the others are kept"; exit 1; }

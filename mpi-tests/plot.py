@@ -1,0 +1,363 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""Draws what measure.sh measured, tabulates it and computes crossover sizes.
+
+    plot.py FOLDER DOCUMENTS
+
+reads FOLDER/*.job and FOLDER/conditions; writes FOLDER/results.csv, DOCUMENTS/mpi-*.svg and DOCUMENTS/mpi-results.md, replaces the
+block between the two crossover marks in DOCUMENTS/tuning.md if there is such a file, and prints that block.
+Needs Debian's python3-matplotlib.
+"""
+
+import csv
+import math
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+CONSUMERS = {
+    "ompi-vader": "Open MPI, vader",
+    "ompi-ucx": "Open MPI over UCX",
+    "mpich-ucx": "MPICH over UCX",
+    "impi": "Intel MPI",
+}
+TRANSPORTS = {"xpmem": "rmap", "cma": "CMA", "copy": "copy"}
+# Told apart without colours, too.
+STYLES = {
+    "xpmem": {"color": "#0060a8", "linestyle": "-", "marker": "o"},
+    "cma": {"color": "#c85000", "linestyle": "--", "marker": "s"},
+    "copy": {"color": "#555555", "linestyle": ":", "marker": "^"},
+}
+# name: title, unit, factor from the program's unit, whether more is better
+MEASUREMENTS = {
+    "latency": ("Latency", "µs", 1, False),
+    "bandwidth": ("Bandwidth", "GB/s", 1e-3, True),
+    "bibandwidth": ("Bandwidth, both directions together", "GB/s", 1e-3, True),
+    "rate": ("Message rate", "million messages/s", 1, True),
+    "bcast": ("Broadcast", "µs", 1, False),
+    "allreduce": ("Allreduce (sum of floats)", "µs", 1, False),
+    "alltoall": ("All-to-all", "µs", 1, False),
+}
+COLLECTIVE = ("bcast", "allreduce", "alltoall")
+# Differences below this are noise.
+TOLERANCE = 0.05
+BEGIN = "<!-- crossover sizes: written by `make plots` -->"
+END = "<!-- end of crossover sizes -->"
+
+
+def read(folder):
+    """All batches: dictionaries with what a result line has and which job it is from."""
+    batches = []
+    for path in sorted(folder.glob("*.job")):
+        repeat, consumer, transport, _ = path.name.split(".", 3)
+        for line in path.read_text().splitlines():
+            if not line.startswith("result "):
+                continue
+            _, measurement, ranks, size, value, slowest, before, after = line.split()
+            batches.append(
+                {
+                    "consumer": consumer,
+                    "transport": transport,
+                    "repeat": int(repeat),
+                    "measurement": measurement,
+                    "ranks": int(ranks),
+                    "size": int(size),
+                    "value": float(value),
+                    "slowest": None if slowest == "-" else float(slowest),
+                    "before": float(before),
+                    "after": float(after),
+                }
+            )
+    return batches
+
+
+def placement_boundary(batches):
+    """If the round trips of a cache line are of two kinds, the time between them; None if all are alike."""
+    times = sorted(math.log(max(b[k], 1)) for b in batches for k in ("before", "after"))
+    times = times[len(times) // 50 : len(times) - len(times) // 50]
+    low, high = times[0], times[-1]
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = [t for t in times if t < middle]
+        above = [t for t in times if t >= middle]
+        if not below or not above:
+            return None
+        low, high = statistics.median(below), statistics.median(above)
+    enough = min(len(below), len(above)) >= len(times) / 50
+    return math.exp((low + high) / 2) if enough and high - low > math.log(2.5) else None
+
+
+def separate_cores(batches, boundary):
+    if boundary is None:
+        return batches
+    return [b for b in batches if b["before"] >= boundary and b["after"] >= boundary]
+
+
+def summarise(batches):
+    """point[measurement][consumer][transport][size] = (median, lower quartile, upper quartile, median of the slowest)"""
+    groups = defaultdict(list)
+    for b in batches:
+        groups[b["measurement"], b["consumer"], b["transport"], b["size"]].append(b)
+    points = {m: {c: {t: {} for t in TRANSPORTS} for c in CONSUMERS} for m in MEASUREMENTS}
+    for (measurement, consumer, transport, size), group in groups.items():
+        factor = MEASUREMENTS[measurement][2]
+        values = sorted(b["value"] * factor for b in group)
+        slowest = [b["slowest"] for b in group if b["slowest"] is not None]
+        points[measurement][consumer][transport][size] = (
+            statistics.median(values),
+            values[(len(values) - 1) // 4],
+            values[(3 * len(values) - 1) // 4 if len(values) > 1 else 0],
+            statistics.median(slowest) if slowest else None,
+        )
+    return points
+
+
+def size_text(size):
+    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size // unit} {name}"
+    return f"{size} B"
+
+
+def value_text(value):
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def draw(measurement, points, path, note, overview=False):
+    """One picture with a panel for each consumer; an overview has large messages only and a linear axis."""
+    title, unit, _, _ = MEASUREMENTS[measurement]
+    consumers = [c for c in CONSUMERS if any(points[c][t] for t in TRANSPORTS)]
+    rows = (len(consumers) + 1) // 2
+    figure, axes = plt.subplots(rows, min(2, len(consumers)), figsize=(9, 3.1 * rows + 0.6), sharex=True, sharey=True, squeeze=False)
+    for axis, consumer in zip(axes.flat, consumers):
+        for transport, name in TRANSPORTS.items():
+            sizes = sorted(s for s in points[consumer][transport] if not overview or s >= 4096)
+            entries = [points[consumer][transport][s] for s in sizes]
+            if not sizes:
+                continue
+            style = STYLES[transport]
+            axis.plot(sizes, [e[0] for e in entries], label=name, linewidth=1.6, markersize=3.2, **style)
+            axis.fill_between(sizes, [e[1] for e in entries], [e[2] for e in entries], color=style["color"], alpha=0.13, linewidth=0)
+        axis.set_title(CONSUMERS[consumer], fontsize=10)
+        axis.set_xscale("log", base=2)
+        if overview:
+            axis.set_ylim(bottom=0)
+        else:
+            axis.set_yscale("log")
+        axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    all_sizes = sorted({s for c in consumers for t in TRANSPORTS for s in points[c][t] if not overview or s >= 4096})
+    ticks = [s for s in all_sizes if int(math.log2(s)) % (2 if overview else 4) == 0]
+    for axis in axes.flat:
+        axis.set_xticks(ticks)
+        axis.set_xticklabels([size_text(s).replace(" ", "\u2009") for s in ticks], fontsize=8, rotation=30)
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+        axis.tick_params(axis="y", labelsize=8)
+    for row in axes:
+        row[0].set_ylabel(unit, fontsize=9)
+    for axis in axes.flat[len(consumers) :]:
+        axis.set_visible(False)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.suptitle(f"{title}{' between two ranks' if overview else ''}, by size of the message", fontsize=12, x=0.02, ha="left")
+    figure.legend(handles, labels, loc="upper right", ncol=3, frameon=False, fontsize=10)
+    figure.text(0.02, 0.005, note, fontsize=7, color="#555555")
+    figure.tight_layout(rect=(0, 0.025, 1, 0.97))
+    figure.savefig(path, metadata={"Date": None, "Creator": None}, facecolor="white")
+    plt.close(figure)
+    # Lines without blanks at the end, and no more digits than a pixel needs.
+    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+
+
+def ratio(measurement, ours, other):
+    """How much better ours is: 1 is the same."""
+    return ours / other if MEASUREMENTS[measurement][3] else other / ours
+
+
+def ranges(sizes, all_sizes):
+    """Sizes as text, neighbours put together."""
+    parts = []
+    for size in sizes:
+        at = all_sizes.index(size)
+        if parts and parts[-1][1] == at - 1:
+            parts[-1][1] = at
+        else:
+            parts.append([at, at])
+    texts = []
+    for first, last in parts:
+        begin, end = size_text(all_sizes[first]), size_text(all_sizes[last])
+        texts.append(begin if first == last else f"{begin} to {end}")
+    return ", ".join(texts)
+
+
+def crossover(measurement, ours, other):
+    """From which size on ours is better at every size, and the sizes at which it is worse."""
+    sizes = sorted(set(ours) & set(other))
+    better_from, worse = None, []
+    for size in sizes:
+        r = ratio(measurement, ours[size][0], other[size][0])
+        if r < 1 + TOLERANCE:
+            better_from = None
+        elif better_from is None:
+            better_from = size
+        if r < 1 - TOLERANCE:
+            worse.append(size)
+    return (size_text(better_from) if better_from else "none"), (ranges(worse, sizes) or "none")
+
+
+def crossover_table(points):
+    lines = [
+        "| consumer | measurement | faster than CMA from | slower at | faster than copying from | slower at |",
+        "|---|---|---|---|---|---|",
+    ]
+    for consumer, name in CONSUMERS.items():
+        for measurement, (title, *_) in MEASUREMENTS.items():
+            of = points[measurement][consumer]
+            if not of["xpmem"]:
+                continue
+            cells = [text for t in ("cma", "copy") for text in crossover(measurement, of["xpmem"], of[t])]
+            lines.append(f"| {name} | {title.split(',')[0].split(' (')[0].lower()}{', both ways' if measurement == 'bibandwidth' else ''} | {' | '.join(cells)} |")
+    return lines
+
+
+def result_table(measurement, points):
+    consumers = [c for c in CONSUMERS if any(points[c][t] for t in TRANSPORTS)]
+    lines = [
+        "| size | " + " | ".join(CONSUMERS[c] for c in consumers) + " |",
+        "|---|" + "---|" * len(consumers),
+    ]
+    sizes = sorted({s for c in consumers for t in TRANSPORTS for s in points[c][t]})
+    for size in (s for s in sizes if int(math.log2(s)) % 2 == 0):
+        row = []
+        for consumer in consumers:
+            cell = []
+            for transport in TRANSPORTS:
+                entry = points[consumer][transport].get(size)
+                text = "-" if entry is None else value_text(entry[0])
+                if entry is not None and entry[3] is not None:
+                    text += f" ({value_text(entry[3])})"
+                cell.append(text)
+            row.append(" / ".join(cell))
+        lines.append(f"| {size_text(size)} | " + " | ".join(row) + " |")
+    return lines
+
+
+def machine_text(conditions):
+    kind = "virtual machine" if conditions["virtual"] == "yes" else "machine"
+    return f"{kind} with {conditions['cores']} cores ({conditions['processor']}), Linux {conditions['kernel']}"
+
+
+def ranks_text(batches):
+    many = {b["consumer"]: b["ranks"] for b in batches if b["measurement"] == "rate"}
+    if not many:
+        return "2 ranks"
+    usual = max(set(many.values()), key=list(many.values()).count)
+    others = [f"{CONSUMERS[c]}: {n}" for c, n in many.items() if n != usual]
+    return f"{usual} ranks" + (f" ({', '.join(others)})" if others else "")
+
+
+def write_results(path, points, batches, used, boundary, conditions):
+    ranks = ranks_text(batches)
+    lines = [
+        "<!-- Written by `make plots`: changes here are lost. -->",
+        "# MPI results",
+        "",
+        f"Four unmodified MPI consumers, each through this library (rmap), through CMA (`process_vm_readv`) and copying in and out of shared memory, on a "
+        f"{machine_text(conditions)}. rmap {conditions['rmap']}; Debian's Open MPI {conditions['openmpi']}, UCX {conditions['ucx']}, MPICH {conditions['mpich']}; "
+        f"Intel MPI {conditions['impi']}. Measured {conditions['date']} as an ordinary user without capabilities.",
+        "",
+        "## How it was measured",
+        "",
+        "- `make plots` does it all: `mpi-tests/measure.sh` runs `mpi-tests/programs/measure.c`, `mpi-tests/plot.py` draws and writes this page. "
+        "`RMAP_PLOT_QUICK=1 make plots` is a quick pass.",
+        "- Latency: half of a round trip. Bandwidth: windows of 64 messages (of 64 MiB at most), each window answered; every message is received in a "
+        "place of its own. Message rate: the same with half of the ranks sending to the other half. Collective operations: after a barrier each time, average "
+        "of the ranks and, in brackets, the slowest rank. Buffers are reused, and checked once for each size.",
+        f"- Latency and bandwidth have 2 ranks; message rate and collective operations have {ranks}, so with more ranks than cores these include the scheduler.",
+        f"- {conditions['repeats']} repetitions, in each of which the three mechanisms take turns; 5 batches for each size in each. Figures are medians, the bands in the pictures the middle half. ",
+        "- In every job the runtime itself said that it used the mechanism (`mpi-tests/run.sh` has how); a job without that is not counted.",
+        "- Settings are those of `mpi-tests/run.sh`, thresholds as the runtimes have them.",
+    ]
+    if boundary is not None:
+        lines.append(
+            f"- Two virtual cores may be two hyperthreads of one physical core, where everything in caches is several times as fast, and the hypervisor moves them "
+            f"every few seconds. So the round trip of a cache line between the ranks is measured around each batch. It was below {boundary:.0f} ns in "
+            f"{100 - 100 * len(used) // len(batches)} % of all batches (or before or after them): they are left out. What remains was measured on two separate cores."
+        )
+    lines += ["", "## Crossover sizes", "", *crossover_text(points)]
+    for measurement, (title, unit, _, _) in MEASUREMENTS.items():
+        if not any(points[measurement][c][t] for c in CONSUMERS for t in TRANSPORTS):
+            continue
+        brackets = ", slowest rank in brackets" if measurement in COLLECTIVE else ""
+        lines += ["", f"## {title}", "", f"![{title}](mpi-{measurement}.svg)", "", f"{unit}, rmap / CMA / copy{brackets}:", "", *result_table(measurement, points[measurement])]
+    path.write_text("\n".join(line.rstrip() for line in lines) + "\n")
+
+
+def crossover_text(points):
+    percent = round(TOLERANCE * 100)
+    return [
+        f"\"Faster from\": from this size on at every size that was measured, by more than {percent} %. \"Slower at\": by more than {percent} %. At sizes that are in neither, "
+        "the two are equal within that; below a runtime's threshold all three copy.",
+        "",
+        *crossover_table(points),
+    ]
+
+
+def replace_block(path, lines):
+    if not path.exists():
+        return
+    text = path.read_text()
+    if BEGIN in text and END in text:
+        head, rest = text.split(BEGIN, 1)
+        tail = rest.split(END, 1)[1]
+        path.write_text(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail)
+
+
+def main():
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    folder, documents = Path(sys.argv[1]), Path(sys.argv[2])
+    batches = read(folder)
+    if not batches:
+        sys.exit(f"no results in {folder}")
+    conditions = dict(line.split("=", 1) for line in (folder / "conditions").read_text().splitlines())
+    boundary = placement_boundary(batches)
+    used = separate_cores(batches, boundary)
+    with open(folder / "results.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(batches[0]))
+        writer.writeheader()
+        writer.writerows(batches)
+    points = summarise(used)
+    matplotlib.rcParams.update({"svg.hashsalt": "rmap", "font.family": "DejaVu Sans", "path.simplify": True})
+    documents.mkdir(parents=True, exist_ok=True)
+    for measurement in MEASUREMENTS:
+        if not any(points[measurement][c][t] for c in CONSUMERS for t in TRANSPORTS):
+            continue
+        few = measurement in ("latency", "bandwidth", "bibandwidth")
+        note = f"{machine_text(conditions)}; {'2 ranks' if few else ranks_text(batches)}; medians, and bands with the middle half of all batches"
+        draw(measurement, points[measurement], documents / f"mpi-{measurement}.svg", note)
+        if measurement == "bandwidth":
+            draw(measurement, points[measurement], documents / "bandwidth.svg", note, overview=True)
+    write_results(documents / "mpi-results.md", points, batches, used, boundary, conditions)
+    text = crossover_text(points)
+    replace_block(documents / "tuning.md", text)
+    print("\n".join(text))
+    if boundary is not None:
+        print(f"\nbatches on separate cores: {len(used)} of {len(batches)} (boundary {boundary:.0f} ns)")
+    wanted = {(b["measurement"], b["consumer"], b["transport"], b["size"]) for b in batches}
+    there = {(b["measurement"], b["consumer"], b["transport"], b["size"]) for b in used}
+    if wanted - there:
+        print(f"{len(wanted - there)} of {len(wanted)} points have no such batch: more repetitions are needed (RMAP_PLOT_REPEATS)")
+
+
+main()
