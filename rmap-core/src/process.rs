@@ -198,11 +198,27 @@ pub fn release(apid: i64) -> Result<()> {
     Ok(())
 }
 
+/// What [`attach`] without an address gives if that memory was attached before: without a lock, a message or a system call. `None` is
+/// no error: then ask [`attach`].
+#[must_use]
+pub fn attach_known(apid: i64, offset: i64, size: usize) -> Option<usize> {
+    running()?.map_known(Id::from_raw(apid)?, offset.cast_unsigned(), size)
+}
+
+/// What [`detach`] does if the memory stays mapped, under the same terms; false is no error.
+///
+/// # Safety
+/// As [`detach`].
+#[must_use]
+pub unsafe fn detach_known(vaddr: usize) -> bool {
+    running().is_some_and(|engine| engine.unmap_known(vaddr))
+}
+
 /// Maps `size` bytes of a segment from `offset` on (spec: `xpmem_attach`): anywhere, or over whatever is at `vaddr`
 /// unless that is 0. Returns the address.
 ///
 /// Nothing is touched in the exporter: holes are no error. The size is rounded up to whole pages. Two attachments may share one
-/// mapping, and an address; each is detached for itself. What was attached before is found without a lock, a message or a system call.
+/// mapping, and an address; each is detached for itself.
 ///
 /// # Errors
 /// [`Error::Invalid`]; [`Error::NoSuchId`] also if the segment was removed or its exporter is gone; [`Error::Denied`] if the
@@ -222,14 +238,10 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
     if id.endpoint() != engine.endpoint() {
         return Err(foreign(engine, id));
     }
-    let grant = id.counter();
-    if let Some(base) = usize::try_from(offset)
-        .ok()
-        .filter(|_| vaddr == 0)
-        .and_then(|offset| engine.map_known(grant, offset, size))
-    {
+    if let Some(base) = (vaddr == 0).then(|| attach_known(apid, offset, size)).flatten() {
         return Ok(base);
     }
+    let grant = id.counter();
     let held = tables().permits().get(&grant).copied().ok_or(Error::NoSuchId)?;
     let segment = held.opened.range;
     let size = size.checked_next_multiple_of(PAGE).unwrap_or(0);
@@ -264,7 +276,7 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
 pub unsafe fn detach(vaddr: usize) -> Result<()> {
     // No engine is started for this: what it maps could be at the very address that is asked for.
     match running() {
-        Some(engine) if engine.unmap(vaddr)? => return Ok(()),
+        Some(engine) if engine.unmap_known(vaddr) || engine.unmap(vaddr)? => return Ok(()),
         Some(_) => {}
         None => tables().usable()?,
     }

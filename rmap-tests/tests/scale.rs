@@ -10,7 +10,6 @@ fn descriptors(actor: &Actor) -> usize {
 /// A million pairs over a heap of ten thousand pieces, and two importers that do so. `vm.max_map_count` is 65530 where nobody has
 /// raised it.
 #[test]
-#[ignore = "minutes as long as each attach makes a new window and each piece is adopted by itself"]
 fn a_million_pairs_leave_few_mappings() {
     const PIECES: usize = 10_000;
     const PAGES: usize = 3;

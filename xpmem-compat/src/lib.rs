@@ -88,6 +88,11 @@ pub extern "C" fn xpmem_release(apid: i64) -> c_int {
 /// With a `vaddr`, nobody may rely on what is mapped there now.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xpmem_attach(addr: XpmemAddr, size: usize, vaddr: *mut c_void) -> *mut c_void {
+    if vaddr.is_null()
+        && let Some(base) = process::attach_known(addr.apid, addr.offset, size)
+    {
+        return ptr::with_exposed_provenance_mut(base);
+    }
     // SAFETY: the caller's promise.
     let attached = keeping_errno(|| unsafe { process::attach(addr.apid, addr.offset, size, vaddr.addr()) });
     attached.map_or(ptr::without_provenance_mut(usize::MAX), ptr::with_exposed_provenance_mut)
@@ -99,6 +104,10 @@ pub unsafe extern "C" fn xpmem_attach(addr: XpmemAddr, size: usize, vaddr: *mut 
 /// Nobody may use the attachment afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xpmem_detach(vaddr: *mut c_void) -> c_int {
+    // SAFETY: the caller's promise.
+    if unsafe { process::detach_known(vaddr.addr()) } {
+        return 0;
+    }
     // SAFETY: the caller's promise.
     status(|| unsafe { process::detach(vaddr.addr()) })
 }

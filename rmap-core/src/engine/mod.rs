@@ -51,9 +51,12 @@ pub(crate) trait Engine: Send + Sync {
     /// Closes an opened range and removes its mappings.
     fn close(&self, grant: u32);
 
-    /// What [`Self::map`] would give for `len` bytes at this offset of an opened range, if that needs nothing to be done and the range
+    /// What [`Self::map`] would give for `len` bytes at this offset of what this permit opened, if that needs nothing to be done and the range
     /// is certain to be there; it is counted as a mapping.
-    fn map_known(&self, grant: u32, offset: usize, len: usize) -> Option<usize>;
+    fn map_known(&self, permit: Id, offset: u64, len: usize) -> Option<usize>;
+
+    /// Undoes one mapping at `addr` if that needs nothing to be done; true if it did.
+    fn unmap_known(&self, addr: usize) -> bool;
 
     /// Maps part of an opened range: where the engine likes, or over `place`. The same part may be at the same address every time.
     fn map(&self, grant: u32, remote: Range, place: Option<usize>) -> Result<usize>;

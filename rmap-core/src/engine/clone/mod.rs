@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::id::{Endpoint, Id};
 use crate::range::Range;
+use crate::sys::memory::PAGE;
 use calls::{Answer, Call};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use service::Running;
@@ -118,8 +119,15 @@ impl Engine for CloneEngine {
         let _ = self.done(Call::Close { grant });
     }
 
-    fn map_known(&self, grant: u32, offset: usize, len: usize) -> Option<usize> {
-        self.service.windows.attach(grant, offset, len)
+    fn map_known(&self, permit: Id, offset: u64, len: usize) -> Option<usize> {
+        if permit.endpoint() != self.service.endpoint || !offset.is_multiple_of(PAGE as u64) {
+            return None;
+        }
+        self.service.windows.attach(permit.counter(), offset as usize, len)
+    }
+
+    fn unmap_known(&self, addr: usize) -> bool {
+        self.service.windows.detach(addr)
     }
 
     fn map(&self, grant: u32, remote: Range, place: Option<usize>) -> Result<usize> {
@@ -130,9 +138,6 @@ impl Engine for CloneEngine {
     }
 
     fn unmap(&self, addr: usize) -> Result<bool> {
-        if self.service.windows.detach(addr) {
-            return Ok(true);
-        }
         match self.done(Call::Unmap { addr }) {
             Err(Error::NoSuchId) => Ok(false),
             done => done.map(|()| true),

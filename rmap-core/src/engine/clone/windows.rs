@@ -12,6 +12,7 @@
 use super::gate::{self, Gate, Shut};
 use crate::own::{OwnMemory, OwnVec};
 use crate::range::Range;
+use crate::sys::memory::PAGE;
 use crate::sys::{Errno, SysResult};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -37,12 +38,12 @@ struct RowsHead {
     len: AtomicUsize,
 }
 
-/// Windows of a permit that may be attached to, in order of permit and of offset in the segment: permit, first and last offset,
-/// address, status word, what it must hold, slot.
+/// Windows of a permit that may be attached to, in order of permit and of offset in the segment: keys of the first page and of the
+/// one behind the last, permit, address of the first page, status word, what it must hold, slot.
 mod by_permit {
-    pub(super) const PERMIT: usize = 0;
-    pub(super) const START: usize = 1;
-    pub(super) const END: usize = 2;
+    pub(super) const START: usize = 0;
+    pub(super) const END: usize = 1;
+    pub(super) const PERMIT: usize = 2;
     pub(super) const LOCAL: usize = 3;
     pub(super) const STATUS: usize = 4;
     pub(super) const EXPECTED: usize = 5;
@@ -83,6 +84,30 @@ fn word(row: &Row, index: usize) -> usize {
     row[index].load(Ordering::Relaxed)
 }
 
+/// Offsets of memory that is found without asking: all that x86-64 has unless a program asks for more.
+const REACH: usize = 1 << 47;
+
+/// Permit and page in one word, in that order: permits have 27 bits.
+fn key(permit: u32, page: usize) -> usize {
+    const PAGE_BITS: u32 = 37;
+    (permit as usize) << PAGE_BITS | page
+}
+
+/// How many rows at the start of a table have at most this value in a column by which they are ordered.
+fn rows_up_to(rows: &[Row], column: usize, value: usize) -> usize {
+    let (mut below, mut len) = (0, rows.len());
+    while len > 0 {
+        let half = len / 2;
+        if rows.get(below + half).is_some_and(|row| word(row, column) <= value) {
+            below += half + 1;
+            len -= half + 1;
+        } else {
+            len = half;
+        }
+    }
+    below
+}
+
 /// The shard of the calling thread.
 fn shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -113,20 +138,20 @@ impl Windows {
     }
 
     fn attach_in(&self, shard: usize, permit: u32, offset: usize, len: usize) -> Option<usize> {
-        let end = offset.checked_add(len).filter(|_| len > 0)?;
+        let end = offset.checked_add(len).filter(|end| len > 0 && *end <= REACH)?;
+        let (first, behind) = (key(permit, offset / PAGE), key(permit, end.div_ceil(PAGE)));
         loop {
             let pass = self.gate.pass()?;
             let rows = rows(self.by_permit.load(Ordering::Relaxed));
-            let key = (permit as usize, offset);
-            let above = rows
-                .partition_point(|row| (word(row, by_permit::PERMIT), word(row, by_permit::START)) <= key);
-            let row = rows.get(above.checked_sub(1)?)?;
-            if word(row, by_permit::PERMIT) != permit as usize || word(row, by_permit::END) < end {
+            let row = rows.get(rows_up_to(rows, by_permit::START, first).checked_sub(1)?)?;
+            let start = word(row, by_permit::START);
+            // That of a smaller permit ends below.
+            if word(row, by_permit::END) < behind {
                 return None;
             }
             let slot = word(row, by_permit::SLOT);
             let local =
-                word(row, by_permit::LOCAL).wrapping_add(offset.wrapping_sub(word(row, by_permit::START)));
+                word(row, by_permit::LOCAL).wrapping_add(first.wrapping_sub(start).wrapping_mul(PAGE));
             let (status, expected) = (word(row, by_permit::STATUS), word(row, by_permit::EXPECTED) as u64);
             let chunk = self.chunk(slot)?;
             let count = &chunk.shards[shard][slot % CHUNK];
@@ -154,7 +179,7 @@ impl Windows {
         loop {
             let Some(pass) = self.gate.pass() else { return false };
             let rows = rows(self.by_address.load(Ordering::Relaxed));
-            let above = rows.partition_point(|row| word(row, by_address::START) <= addr);
+            let above = rows_up_to(rows, by_address::START, addr);
             let row = above.checked_sub(1).and_then(|below| rows.get(below));
             let open = |row: &&Row| addr < word(row, by_address::END) && word(row, by_address::CLOSED) == 0;
             let slot = row.filter(open).map(|row| word(row, by_address::SLOT));
@@ -360,13 +385,6 @@ impl Listing {
         Ok(self.slots as u32 - 1)
     }
 
-    fn permit_row(&self, permit: u32, offset: usize) -> usize {
-        let key = (permit as usize, offset);
-        self.by_permit
-            .all()
-            .partition_point(|row| (word(row, by_permit::PERMIT), word(row, by_permit::START)) < key)
-    }
-
     fn address_row(&self, addr: usize) -> usize {
         self.by_address.all().partition_point(|row| word(row, by_address::END) <= addr)
     }
@@ -381,29 +399,22 @@ impl Listing {
             chunk.shards[0][slot as usize % CHUNK].fetch_add(1, Ordering::SeqCst);
             chunk.used[slot as usize % CHUNK].store(shared.epoch.load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        let end = window.offset + window.local.len();
+        let page = window.offset / PAGE;
+        let start = key(window.permit, page);
+        let end = key(window.permit, page + window.local.len() / PAGE);
         self.change(|| {
             shared.by_permit.store(self.by_permit.address(), Ordering::Relaxed);
             shared.by_address.store(self.by_address.address(), Ordering::Relaxed);
-            let index = self.permit_row(window.permit, window.offset);
-            while self.by_permit.all().get(index).is_some_and(|row| {
-                word(row, by_permit::PERMIT) == window.permit as usize && word(row, by_permit::END) <= end
-            }) {
+            let index = rows_up_to(self.by_permit.all(), by_permit::START, start.saturating_sub(1));
+            while self.by_permit.all().get(index).is_some_and(|row| word(row, by_permit::END) <= end) {
                 let slot = self.by_permit.remove(index)[by_permit::SLOT];
                 self.by_address.set_where((by_address::SLOT, slot), (by_address::CLOSED, 1));
             }
             let (permit, local) = (window.permit as usize, window.local.start());
-            let row = [
-                permit,
-                window.offset,
-                end,
-                local,
-                window.status,
-                window.expected as usize,
-                slot as usize,
-                0,
-            ];
-            self.by_permit.insert(index, row);
+            let (status, expected) = (window.status, window.expected as usize);
+            if page + window.local.len() / PAGE <= REACH / PAGE {
+                self.by_permit.insert(index, [start, end, permit, local, status, expected, slot as usize, 0]);
+            }
             let index = self.address_row(local);
             self.by_address.insert(index, [local, window.local.end(), slot as usize, permit, 0, 0, 0, 0]);
         });
