@@ -15,6 +15,7 @@ step() {
 step ci/abi.sh "$prefix"
 step ci/test-rust.sh
 step ci/fuzz.sh
+step ci/bench-instructions.sh
 step ci/test-c.sh
 step ci/test-mpi.sh "$prefix"
 

@@ -79,6 +79,11 @@ struct World {
     memory: UnsafeCell<bool>,
 }
 
+// SAFETY: loom looks who uses the memory when.
+unsafe impl Sync for World {}
+// SAFETY: as above.
+unsafe impl Send for World {}
+
 impl World {
     fn new() -> Arc<Self> {
         Arc::new(Self {
