@@ -360,3 +360,96 @@ fn a_direct_read_in_flight_arrives_whole() {
         importer.detach(here);
     }
 }
+
+#[test]
+fn an_asynchronous_direct_read_arrives_whole() {
+    const MANY: usize = 2048;
+    const READ: u64 = 22;
+    let name = "an_asynchronous_direct_read_arrives_whole";
+    let stage = Stage::new(name, 120);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let file = stamped(MANY, 5000);
+    let Ok(ring) = Ring::new(&mut exporter) else {
+        return skip(name, NO_RING);
+    };
+    let Ok(fd) = open_direct(&mut exporter, &file) else {
+        return skip(name, NO_DIRECT);
+    };
+    let len = MANY * PAGE;
+    let there = exporter.anon(len);
+    let segid = exporter.make_all();
+    let apid = importer.get(segid);
+    for round in 0..20_u64 {
+        exporter.anon_at(there, len);
+        exporter.madvise(
+            there,
+            len,
+            if round % 2 == 0 { libc::MADV_NOHUGEPAGE } else { libc::MADV_HUGEPAGE },
+        );
+        exporter.fill(there, MANY, 1);
+        let here = importer.attach(apid, there, len);
+        let entry = [READ | (fd as u64) << 32, 0, there as u64, len as u64, 1, 0, 0, 0];
+        words(&mut exporter, ring.entries, &entry);
+        exporter.store(ring.rings + ring.tail, round + 1).unwrap();
+        // Under way, and nobody waits for it.
+        assert_eq!(exporter.sys(libc::SYS_io_uring_enter, &[ring.fd, 1, 0, 0, 0, 0]), Ok(1));
+        importer.ok(&format!("touch {here:#x} {} {}", MANY / 2, PAGE * 2));
+        exporter.sys(libc::SYS_io_uring_enter, &[ring.fd, 0, 1, 1, 0, 0]).unwrap();
+        let completion = ring.rings + ring.completions + 16 * (round & ring.mask) as usize;
+        assert_eq!(exporter.load(completion + 8).unwrap() as u32 as usize, len);
+        exporter.store(ring.rings + ring.head, round + 1).unwrap();
+        exporter.check(there, MANY, 5000);
+        importer.check(here, MANY, 5000);
+        importer.detach(here);
+    }
+}
+
+#[test]
+fn only_pages_that_are_pinned_are_holes() {
+    const MANY: usize = 64;
+    const PINNED: usize = 20;
+    let name = "only_pages_that_are_pinned_are_holes";
+    let stage = Stage::new(name, 120);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let Ok(ring) = Ring::new(&mut exporter) else {
+        return skip(name, NO_RING);
+    };
+    let there = exporter.anon(MANY * PAGE);
+    exporter.fill(there, MANY, 1);
+    ring.register(&mut exporter, there + PINNED * PAGE, PAGE).unwrap();
+    let segid = exporter.make_all();
+    let here = importer.get_attach(segid, there, MANY * PAGE);
+    if importer.load(here).is_err() {
+        return skip(name, "the kernel does not tell which pages are pinned (Linux 6.8)");
+    }
+    importer.check(here, PINNED, 1);
+    importer.check(here + (PINNED + 1) * PAGE, MANY - PINNED - 1, PINNED as u64 + 2);
+    assert!(importer.load(here + PINNED * PAGE).unwrap_err().is_hole_at(here + PINNED * PAGE));
+    exporter.check(there, MANY, 1);
+    ring.unregister(&mut exporter);
+    importer.check(here, MANY, 1);
+}
+
+#[test]
+fn pages_that_a_child_has_too_are_not_pinned() {
+    const MANY: usize = 64;
+    let name = "pages_that_a_child_has_too_are_not_pinned";
+    let stage = Stage::new(name, 120);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let Ok(_ring) = Ring::new(&mut exporter) else {
+        return skip(name, NO_RING);
+    };
+    let there = exporter.anon(MANY * PAGE);
+    exporter.fill(there, MANY, 1);
+    // One that stays, and one that is gone: its pages are the parent's alone again, but look as if they were not.
+    let mut child = exporter.fork();
+    exporter.fill(there, MANY / 2, 101);
+    exporter.fork().exit();
+    let segid = exporter.make_all();
+    let here = importer.get_attach(segid, there, MANY * PAGE);
+    importer.check(here, MANY / 2, 101);
+    importer.check(here + MANY / 2 * PAGE, MANY / 2, MANY as u64 / 2 + 1);
+    importer.fill(here, MANY, 201);
+    exporter.check(there, MANY, 201);
+    child.check(there, MANY, 1);
+}

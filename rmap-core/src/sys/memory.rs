@@ -108,6 +108,19 @@ pub(crate) fn collapse(addr: usize, len: usize) -> SysResult<()> {
     unsafe { raw::syscall(libc::SYS_madvise, [addr, len, libc::MADV_COLLAPSE as usize, 0, 0, 0]) }.map(drop)
 }
 
+/// Does what a store to each page of a range would do, without changing a byte: the pages are the process's alone then (Linux 5.14).
+pub(crate) fn populate_for_stores(addr: usize, len: usize) -> SysResult<()> {
+    // SAFETY: the advice leaves the bytes alone.
+    unsafe { raw::syscall(libc::SYS_madvise, [addr, len, libc::MADV_POPULATE_WRITE as usize, 0, 0, 0]) }
+        .map(drop)
+}
+
+/// Ends the lock of a range.
+pub(crate) fn unlock(addr: usize, len: usize) -> SysResult<()> {
+    // SAFETY: munlock does not change contents.
+    unsafe { raw::syscall(libc::SYS_munlock, [addr, len, 0, 0, 0, 0]) }.map(drop)
+}
+
 /// Locks a range into memory, as it was locked before.
 pub(crate) fn lock(addr: usize, len: usize) -> SysResult<()> {
     // SAFETY: mlock does not change contents.

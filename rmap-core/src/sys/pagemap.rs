@@ -19,6 +19,11 @@ impl Page {
         self.0 & (Self::PRESENT | Self::SWAPPED) != 0
     }
 
+    /// The page is in memory.
+    pub(crate) fn is_present(self) -> bool {
+        self.0 & Self::PRESENT != 0
+    }
+
     /// The page was written to and is the process's own (not a file's).
     pub(crate) fn is_private_copy(self) -> bool {
         self.exists() && self.0 & Self::FILE_OR_SHARED == 0

@@ -23,7 +23,10 @@ const FEATURE_EXACT_ADDRESS: u64 = 1 << 11;
 const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 /// Linux 6.7: any kind of mapping may be registered.
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// Linux 6.8.
+const FEATURE_MOVE: u64 = 1 << 16;
 
+const IOCTL_MOVE: usize = 0xc028_aa05;
 const IOCTL_WRITEPROTECT: usize = 0xc018_aa06;
 const FAULT_ON_PROTECTED: usize = 2;
 
@@ -69,6 +72,15 @@ struct RangeArgs {
 struct ProtectArgs {
     range: RangeArgs,
     mode: u64,
+}
+
+#[repr(C)]
+struct MoveArgs {
+    to: u64,
+    from: u64,
+    len: u64,
+    mode: u64,
+    moved: i64,
 }
 
 #[repr(C)]
@@ -127,6 +139,30 @@ impl Userfaultfd {
         match open(shmem | FEATURE_WP_ASYNC) {
             Ok(fd) => Ok(Self { fd, any_mapping: true }),
             Err(Errno::INVAL) => Ok(Self { fd: open(shmem)?, any_mapping: false }),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Moves pages (Linux 6.8; needs no privilege).
+    pub(crate) fn for_moves() -> SysResult<Self> {
+        Ok(Self { fd: open(FEATURE_MOVE)?, any_mapping: false })
+    }
+
+    /// Moves the pages that private anonymous memory has at `from` to `to`, which must be trapped; returns how many bytes it got through.
+    ///
+    /// # Errors
+    /// `EBUSY`: the first page may be pinned, or another process has it too. `EAGAIN`: the kernel was busy with it.
+    ///
+    /// # Safety
+    /// Nobody may use either range meanwhile, nor rely on what they show.
+    pub(crate) unsafe fn move_pages(&self, from: usize, to: usize, len: usize) -> SysResult<usize> {
+        const DO_NOT_WAKE: u64 = 1;
+        const ALLOW_HOLES: u64 = 2;
+        let mode = DO_NOT_WAKE | ALLOW_HOLES;
+        let mut args = MoveArgs { to: to as u64, from: from as u64, len: len as u64, mode, moved: 0 };
+        match ioctl(&self.fd, IOCTL_MOVE, &mut args) {
+            Ok(()) => Ok(len),
+            Err(Errno::AGAIN) if args.moved > 0 => Ok(args.moved as usize),
             Err(errno) => Err(errno),
         }
     }

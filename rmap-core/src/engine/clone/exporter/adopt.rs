@@ -2,12 +2,15 @@
 
 use super::huge::HugePages;
 use super::object::{Object, Objects};
+use super::pins::OldPages;
 use super::watch::Watchers;
 use crate::error::{Error, Result, failed};
+use crate::log::log;
 use crate::range::Range;
 use crate::sys::maps::{Attributes, FileId, Vma};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
+use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -37,6 +40,15 @@ fn fill_existing(object: &Object, range: Range, vma: &Vma, pagemap: &Pagemap) ->
     if vma.file.is_some() {
         return fill(object, range);
     }
+    each_run(range, pagemap, |run| fill(object, run))
+}
+
+/// Calls `each` for every run of pages that exist, until it fails.
+pub(crate) fn each_run(
+    range: Range,
+    pagemap: &Pagemap,
+    mut each: impl FnMut(Range) -> SysResult<()>,
+) -> SysResult<()> {
     let mut run: Option<Range> = None;
     let mut result = Ok(());
     pagemap.each_page(range.start(), range.end(), |addr, page| {
@@ -47,14 +59,14 @@ fn fill_existing(object: &Object, range: Range, vma: &Vma, pagemap: &Pagemap) ->
         run = Some(match run {
             Some(run) if run.end() == addr => run.join(page),
             Some(run) => {
-                result = fill(object, run);
+                result = each(run);
                 page
             }
             None => page,
         });
     })?;
     result?;
-    run.map_or(Ok(()), |run| fill(object, run))
+    run.map_or(Ok(()), each)
 }
 
 /// Gives a mapping the attributes that the mapping in its place had. Failing to is not worth failing for.
@@ -80,7 +92,26 @@ pub(crate) fn restore_attributes(range: Range, attributes: &Attributes, prot: Pr
     }
 }
 
-/// Moves `range`, which lies in `vma`, into the object. The range is mapped at every moment, with the same bytes.
+/// What an adoption takes besides the memory itself.
+#[derive(Debug)]
+pub(crate) struct Means<'a> {
+    pub(crate) pagemap: &'a Pagemap,
+    pub(crate) watchers: &'a Watchers,
+    pub(crate) huge_pages: &'a mut HugePages,
+    /// Given where a device may write to the memory: only private anonymous memory can be asked.
+    pub(crate) mover: Option<&'a Userfaultfd>,
+}
+
+/// How an adoption went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adopted {
+    Done,
+    /// A device may write to one of the pages. Nothing has changed.
+    Pinned,
+}
+
+/// Moves `range`, which lies in `vma`, into the object. The range is mapped at every moment, with the same bytes; with a mover, but for
+/// a moment between two calls.
 ///
 /// # Errors
 /// Nothing has changed then.
@@ -88,17 +119,15 @@ pub(crate) fn restore_attributes(range: Range, attributes: &Attributes, prot: Pr
 /// # Safety
 /// No other thread of the process may run from the first copy until this returns; `still_stopped` is asked before the step that
 /// would lose a store.
-#[expect(clippy::too_many_arguments, reason = "what is moved, and what it takes")]
 pub(crate) unsafe fn adopt(
     object: &Object,
     range: Range,
     vma: &Vma,
     attributes: &Attributes,
-    pagemap: &Pagemap,
-    watchers: &Watchers,
-    huge_pages: &mut HugePages,
+    means: Means<'_>,
     still_stopped: impl FnOnce() -> bool,
-) -> Result<()> {
+) -> Result<Adopted> {
+    let Means { pagemap, watchers, huge_pages, mover } = means;
     let undo = |error: Error| {
         let _ = object.punch(range);
         error
@@ -112,11 +141,42 @@ pub(crate) unsafe fn adopt(
     }
     // It may be watched already: where a file was until a moment ago, say.
     watchers.forget(range);
+    let old = match mover {
+        // SAFETY: nobody runs, and the object takes the place of the pages at once.
+        Some(_) => Some(unsafe { OldPages::take(range) }.map_err(failed("mremap")).map_err(undo)?),
+        None => None,
+    };
     let flags = MapFlags::SHARED | MapFlags::NORESERVE;
     // SAFETY: the object shows the same bytes, and nobody could change them meanwhile.
     let mapped = unsafe {
         memory::map_over(range.start(), range.len(), vma.prot, flags, object.own(), range.start() as u64)
     };
+    if let (Some(mover), Some(old)) = (mover, old) {
+        let asked = mapped
+            .map_err(failed("mmap"))
+            .and_then(|()| old.any_is_pinned(attributes, pagemap, mover).map_err(failed("UFFDIO_MOVE")));
+        let settled = match asked {
+            Ok(false) => old.copy_again(object, pagemap).map(|()| Adopted::Done),
+            Ok(true) => Ok(Adopted::Pinned),
+            Err(error) => Err(error),
+        };
+        if settled != Ok(Adopted::Done) {
+            // SAFETY: nobody runs.
+            match unsafe { old.put_back(object, vma.prot, pagemap) } {
+                Ok(()) => {
+                    restore_attributes(range, attributes, vma.prot);
+                    let _ = object.punch(range);
+                    return settled;
+                }
+                Err(error) if mapped.is_err() => {
+                    log!(Error, "{range} is lost: {error}");
+                    return Err(undo(error));
+                }
+                // The object has the bytes.
+                Err(error) => log!(Error, "what a device writes to {range} now is lost: {error}"),
+            }
+        }
+    }
     mapped.map_err(failed("mmap")).map_err(undo)?;
     // Before it is watched: in a watched range the kernel maps huge pages only where nothing is mapped yet.
     huge_pages.make(object, range, attributes);
@@ -129,7 +189,7 @@ pub(crate) unsafe fn adopt(
             Err(error) => error,
         });
     }
-    Ok(())
+    Ok(Adopted::Done)
 }
 
 /// Makes `range`, which maps the object, private memory again, with the same bytes. The object keeps its pages.

@@ -9,6 +9,7 @@ mod freeze;
 mod huge;
 mod notice;
 mod object;
+mod pins;
 mod plan;
 mod private_files;
 mod resolve;
@@ -27,10 +28,12 @@ use crate::range::Range;
 use crate::sys::event::{Doorbell, Poller};
 use crate::sys::maps::{Attributes, FileId, Maps, Smaps, Vma};
 use crate::sys::pagemap::Pagemap;
-use crate::sys::{Errno, procfs, spare};
+use crate::sys::uffd::Userfaultfd;
+use crate::sys::{Errno, procfs, spare, thread};
 use adopt::{Backing, Origin};
 use client::Client;
 use core::ops::ControlFlow;
+use core::time::Duration;
 use events::Move;
 use freeze::{Freezer, Progress};
 use huge::HugePages;
@@ -93,6 +96,16 @@ struct Resolve {
     attached: Range,
     run: u32,
     store: bool,
+    /// When it was first found that a device may write to the page.
+    pinned_since: Option<Duration>,
+}
+
+/// A request to look at again.
+#[derive(Clone, Copy, Debug)]
+struct Postponed {
+    client: u32,
+    request: Resolve,
+    due: Duration,
 }
 
 /// The exporting side of a process.
@@ -125,6 +138,10 @@ pub(crate) struct Exporter {
     /// There was no room to note one.
     lost_moves: bool,
     jobs: OwnVec<Job>,
+    /// Requests for pages that a device may write to now.
+    postponed: OwnVec<Postponed>,
+    /// Tells whether one may; `None` before Linux 6.8.
+    mover: Option<Userfaultfd>,
     freezer: Freezer,
     huge_pages: HugePages,
     /// A thread is between the start and the end of `fork`: nothing is adopted.
@@ -162,6 +179,8 @@ impl Exporter {
             moves: OwnVec::new(),
             lost_moves: false,
             jobs: OwnVec::new(),
+            postponed: OwnVec::new(),
+            mover: Userfaultfd::for_moves().ok(),
             freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
             huge_pages: HugePages::default(),
             forking: false,
@@ -454,7 +473,7 @@ impl Exporter {
                 Ok(())
             }
             Message::Resolve { request, grant, addr, attached, run, store } => {
-                let request = Resolve { request, grant, addr, attached, run, store };
+                let request = Resolve { request, grant, addr, attached, run, store, pinned_since: None };
                 if self.answer(number, request, false)? {
                     return Ok(());
                 }
@@ -501,6 +520,7 @@ impl Exporter {
     /// Starts a freeze if something waits for one, and does what waits once everything stands. Returns the ticket of
     /// a fork that may go on.
     pub(crate) fn step(&mut self, calls: &Calls) -> Option<Ticket> {
+        self.resume_postponed();
         loop {
             match self.freezer.progress() {
                 Progress::Idle if self.jobs.is_empty() || self.forking => return None,
@@ -532,6 +552,17 @@ impl Exporter {
                 }
             }
         }
+    }
+
+    /// Has the requests looked at again whose time has come.
+    fn resume_postponed(&mut self) {
+        if self.postponed.is_empty() {
+            return;
+        }
+        let (now, jobs) = (thread::time(), &mut self.jobs);
+        self.postponed.retain(|Postponed { client, request, due }| {
+            *due > now || jobs.push(Job::Resolve { client: *client, request: *request }).is_err()
+        });
     }
 
     /// Does what needs all threads to stand still. Returns the ticket of a fork that may go on now.
@@ -688,6 +719,9 @@ impl Exporter {
         }
         self.freezer.each_descriptor(&mut each);
         self.watchers.each_descriptor(&mut each);
+        for mover in self.mover.iter() {
+            each(mover.as_fd().as_raw_fd());
+        }
         each(self.tasks.as_raw_fd());
         each(self.maps.descriptor());
         each(self.smaps.descriptor());

@@ -67,9 +67,10 @@ impl Exporter {
         self.notices.wait();
     }
 
-    /// How long answers are waited for at most, from now.
+    /// When there is something to do although nobody asks, from now.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        self.notices.until.map(|until| until.saturating_sub(thread::time()))
+        let again = self.postponed.iter().map(|postponed| postponed.due);
+        self.notices.until.into_iter().chain(again).min().map(|until| until.saturating_sub(thread::time()))
     }
 
     /// Leaves events alone while importers are waited for, and goes on when they have answered or had their time.

@@ -1,10 +1,11 @@
 //! Answering an importer that waits for a page.
 
 use super::super::protocol::{Access, Source};
-use super::adopt::{self, Backing, Origin};
+use super::adopt::{self, Adopted, Backing, Means, Origin};
 use super::client::Grant;
+use super::pins;
 use super::plan::{self, Mapping, Plan};
-use super::{Exporter, Resolve, Shared};
+use super::{Exporter, Postponed, Resolve, Shared};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
@@ -12,14 +13,20 @@ use crate::range::Range;
 use crate::sys::maps::{Attributes, Vma};
 use crate::sys::memory::{PAGE, ProtFlags};
 use crate::sys::spare::Temporary;
-use crate::sys::{SysResult, fd, procfs};
+use crate::sys::{SysResult, fd, thread};
+use core::time::Duration;
 use std::os::fd::AsFd;
+
+/// Why memory that a device may write to is a hole.
+const PINNED: &str = "memory is pinned for DMA; RMAP_PINNED=move adopts it all the same";
 
 /// What is found out about a page.
 #[derive(Debug)]
 enum Finding {
     /// All threads must stand still first.
     NeedsFreeze,
+    /// A device may write to the page now.
+    Pinned,
     Hole(&'static str),
     /// This process itself may not write there.
     ReadOnly,
@@ -49,8 +56,8 @@ impl Exporter {
     ///
     /// # Errors
     /// The importer broke the protocol, or does not read its answers: it is not served any more.
-    pub(super) fn answer(&mut self, client: u32, request: Resolve, frozen: bool) -> Result<bool> {
-        let Some(index) = self.client(client) else {
+    pub(super) fn answer(&mut self, number: u32, request: Resolve, frozen: bool) -> Result<bool> {
+        let Some(index) = self.client(number) else {
             return Ok(true);
         };
         let Some(grant) = self.clients[index].find_grant(request.grant) else {
@@ -73,15 +80,20 @@ impl Exporter {
                 Finding::Hole("see above")
             }
         };
+        let finding = match finding {
+            Finding::Pinned if self.postpone(number, request) => return Ok(true),
+            Finding::Pinned => Finding::Hole(PINNED),
+            finding => finding,
+        };
         let write = grant.access == Access::ReadWrite;
         // Guests may have made room.
-        let Some(index) = self.client(client) else {
+        let Some(index) = self.client(number) else {
             return Ok(true);
         };
         let client = &mut self.clients[index];
         let id = request.request;
         match finding {
-            Finding::NeedsFreeze => return Ok(false),
+            Finding::NeedsFreeze | Finding::Pinned => return Ok(false),
             Finding::Hole(why) => {
                 log!(Debug, "{:#x} is a hole for process {}: {why}", request.addr, client.pid());
                 client.hole(id)?;
@@ -135,8 +147,7 @@ impl Exporter {
                     // Before the mapping is replaced: its file may be reached through it alone.
                     self.private_files.note(range, &mapping.vma, mapping.path());
                 }
-                let run_on = request.run > 0;
-                self.adopt(grant, page, range, protected, &mapping.vma, Origin::Private, frozen, run_on)
+                self.adopt(grant, request, range, protected, &mapping.vma, Origin::Private, frozen)
             }
             Plan::Copy { range, file } => {
                 let domain = grant.range;
@@ -156,7 +167,9 @@ impl Exporter {
             Plan::Share { vma, .. } if request.store && !vma.prot.contains(ProtFlags::WRITE) => {
                 Ok(Finding::ReadOnly)
             }
-            Plan::Share { range, vma } => self.share(grant, page, range, &vma, mapping.path(), uid, frozen),
+            Plan::Share { range, vma } => {
+                self.share(grant, request, range, &vma, mapping.path(), uid, frozen)
+            }
             Plan::ShareSystemV { range, id, offset, writable } => {
                 self.remember_shared(range, &mapping.vma)?;
                 if !frozen && !self.is_still(&mapping.vma, page) {
@@ -273,24 +286,21 @@ impl Exporter {
     fn adopt(
         &mut self,
         grant: &Grant,
-        page: usize,
+        request: &Resolve,
         range: Range,
         protected: bool,
         vma: &Vma,
         origin: Origin,
         frozen: bool,
-        run_on: bool,
     ) -> Result<Finding> {
+        let page = Range::page_at(request.addr).start();
         if !frozen {
             // Slow to read, so not while everything stands still, and once for requests that run on.
-            if !run_on {
+            if request.run == 0 || origin == Origin::Shared {
                 self.attributes = None;
             }
             let _ = self.attributes_of(vma);
             return Ok(Finding::NeedsFreeze);
-        }
-        if !self.config.move_pinned && pinned_for_dma() {
-            return Ok(Finding::Hole("memory is pinned for DMA; RMAP_PINNED=move adopts it all the same"));
         }
         let attributes = self.attributes_of(vma).map_err(failed("read of /proc/thread-self/smaps"))?;
         if attributes.device {
@@ -304,24 +314,79 @@ impl Exporter {
                 None => return Ok(Finding::Hole("the end of a stack that cannot grow")),
             }
         }
+        let asks = !self.config.move_pinned && self.may_be_pinned(range, vma)?;
+        if asks && (vma.shared || vma.file.is_some() || self.mover.is_none()) {
+            return Ok(Finding::Hole(PINNED));
+        }
         let serial = self.object_for(grant.range, protected)?;
-        let Some(object) = self.objects.get(serial) else {
-            return Err(Error::Invalid("an object that is not there"));
-        };
-        self.backed.insert(range, Backing { serial, origin }).map_err(failed("mmap"))?;
-        // SAFETY: all other threads stand still (`frozen`).
-        let adopted = unsafe {
-            let huge_pages = &mut self.huge_pages;
-            adopt::adopt(object, range, vma, &attributes, &self.pagemap, &self.watchers, huge_pages, || {
-                self.freezer.still_stopped()
-            })
-        };
-        if let Err(error) = adopted {
-            let _ = self.backed.remove(range);
-            return Err(error);
+        if request.pinned_since.is_some() {
+            range = Range::page_at(page);
+        }
+        loop {
+            let Some(object) = self.objects.get(serial) else {
+                return Err(Error::Invalid("an object that is not there"));
+            };
+            self.backed.insert(range, Backing { serial, origin }).map_err(failed("mmap"))?;
+            let means = Means {
+                pagemap: &self.pagemap,
+                watchers: &self.watchers,
+                huge_pages: &mut self.huge_pages,
+                mover: self.mover.as_ref().filter(|_| asks),
+            };
+            // SAFETY: all other threads stand still (`frozen`).
+            let adopted = unsafe {
+                adopt::adopt(object, range, vma, &attributes, means, || self.freezer.still_stopped())
+            };
+            match adopted {
+                Ok(Adopted::Done) => break,
+                Ok(Adopted::Pinned) => {
+                    let _ = self.backed.remove(range);
+                    match half(range, page) {
+                        Some(less) => range = less,
+                        None => return Ok(Finding::Pinned),
+                    }
+                }
+                Err(error) => {
+                    let _ = self.backed.remove(range);
+                    return Err(error);
+                }
+            }
         }
         log!(Debug, "adopted {range}");
         Ok(Finding::InObject { serial, range })
+    }
+
+    /// Whether a device may write to the range while no thread waits for it.
+    fn may_be_pinned(&self, range: Range, vma: &Vma) -> Result<bool> {
+        if !pins::possible(&self.maps) {
+            return Ok(false);
+        }
+        if vma.shared || vma.file.is_none() {
+            return Ok(true);
+        }
+        // Nobody writes to the page of a file that is mapped private: it would be copied first.
+        let mut copied = false;
+        let asked =
+            self.pagemap.each_page(range.start(), range.end(), |_, page| copied |= page.is_private_copy());
+        asked.map_err(failed("read of /proc/thread-self/pagemap"))?;
+        Ok(copied)
+    }
+
+    /// Has a request for a page that is pinned come again. False if it has waited for long enough.
+    fn postpone(&mut self, client: u32, request: Resolve) -> bool {
+        // A read from a disk is over in time. What is registered with a device may stay pinned for ever.
+        const LONGEST: Duration = Duration::from_secs(10);
+        const REGISTERED: Duration = Duration::from_millis(100);
+        let now = thread::time();
+        let since = request.pinned_since.unwrap_or(now);
+        let waited = now.saturating_sub(since);
+        if waited > if pins::counted() { REGISTERED } else { LONGEST } {
+            return false;
+        }
+        // Each try stops all threads, so they become rarer.
+        let pause = (waited / 4).clamp(Duration::from_millis(1), Duration::from_millis(100));
+        let request = Resolve { pinned_since: Some(since), ..request };
+        self.postponed.push(Postponed { client, request, due: now + pause }).is_ok()
     }
 
     fn attributes_of(&mut self, vma: &Vma) -> SysResult<Attributes> {
@@ -340,7 +405,7 @@ impl Exporter {
     fn share(
         &mut self,
         grant: &Grant,
-        page: usize,
+        request: &Resolve,
         range: Range,
         vma: &Vma,
         path: &[u8],
@@ -361,7 +426,7 @@ impl Exporter {
                     return Ok(Finding::Hole("shared memory whose descriptor cannot be had"));
                 }
                 let protected = !vma.prot.contains(ProtFlags::WRITE);
-                return self.adopt(grant, page, range, protected, vma, Origin::Shared, frozen, false);
+                return self.adopt(grant, request, range, protected, vma, Origin::Shared, frozen);
             }
             Err(errno) => {
                 log!(Warn, "the file mapped at {range} cannot be opened: {errno}");
@@ -378,7 +443,7 @@ impl Exporter {
             return Ok(Finding::Hole("part of a file, for another user"));
         }
         self.remember_shared(range, vma)?;
-        if !frozen && !self.is_still(vma, page) {
+        if !frozen && !self.is_still(vma, Range::page_at(request.addr).start()) {
             return Ok(Finding::NeedsFreeze);
         }
         Ok(Finding::InFile { range, offset: vma.offset_of(range.start()), fd, writable })
@@ -412,9 +477,30 @@ impl Exporter {
     }
 }
 
-/// Whether any memory of this process is pinned for DMA, as far as is known.
-fn pinned_for_dma() -> bool {
-    let mut buffer = [0; 4096];
-    procfs::read_small(c"/proc/thread-self/status", &mut buffer)
-        .map_or(true, |text| procfs::field(text, b"VmPin:", 10).is_some_and(|kib| kib > 0))
+/// The half of a range that has `page`; `None` if there is nothing else.
+fn half(range: Range, page: usize) -> Option<Range> {
+    let middle = range.start() + (range.len() / 2).next_multiple_of(PAGE);
+    if range.len() == PAGE {
+        None
+    } else if page < middle {
+        Range::between(range.start(), middle)
+    } else {
+        Range::between(middle, range.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_end_with_the_page() {
+        let mut range = Range::new(7 * PAGE, 100 * PAGE).unwrap();
+        let page = 42 * PAGE;
+        while let Some(less) = half(range, page) {
+            assert!(range.covers(less) && less.contains(page) && less.len() < range.len());
+            range = less;
+        }
+        assert_eq!(range, Range::page_at(page));
+    }
 }
