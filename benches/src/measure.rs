@@ -18,6 +18,11 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The value below which this part of all lies.
     ///
     /// # Panics

@@ -13,6 +13,7 @@ mod api;
 mod block;
 mod churn;
 mod command;
+mod cost;
 mod cycle;
 mod library;
 mod memory;
@@ -80,6 +81,7 @@ fn execute(line: &str) -> Outcome {
         "receive" => workers::receive(&mut arguments),
         "finished" => workers::finished(&mut arguments),
         "xpmem" => library::call(&mut arguments),
+        "cost" => cost::cost(&mut arguments),
         "cycle" => cycle::cycle(&mut arguments),
         "start" => threads::start(&mut arguments),
         "stop" => threads::stop(&mut arguments),
