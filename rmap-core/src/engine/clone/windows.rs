@@ -1,6 +1,6 @@
 //! Windows that are mapped already, found without a system call, a message or a lock.
 //!
-//! The service thread writes the tables, the application's threads read them through a [`gate`](super::gate): a window is never unmapped
+//! The service thread writes the tables, the application's threads read them through a [`gate`]: a window is never unmapped
 //! under somebody who has just attached to it.
 //!
 //! Counts are spread over shards, one for each thread where they suffice, so that threads which attach to one window share no line
