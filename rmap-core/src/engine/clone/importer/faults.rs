@@ -1,12 +1,12 @@
 //! Threads that have touched a page which is not there: each sleeps until the exporter has said what is.
 
-use super::super::protocol::{Message, Source};
+use super::super::protocol::{Access, Message, Source};
 use super::{Importer, RequestKind};
 use crate::error::{Error, Result};
 use crate::log::log;
 use crate::range::Range;
 use crate::sys::event::Poller;
-use crate::sys::memory::{HUGE_PAGE, PAGE};
+use crate::sys::memory::{self, HUGE_PAGE, PAGE};
 use crate::sys::procfs::{self, Blocked};
 use std::os::fd::OwnedFd;
 
@@ -18,6 +18,17 @@ pub(crate) struct Waiter {
     thread: u32,
     /// It has stored to a page that is there, but protected.
     store: bool,
+}
+
+/// Has the pages from `page` to the end of its 2 MiB mapped at once that the exporter has just put there: a thread that stores to one after
+/// the other would fault for each. It ends at the first that is not there.
+fn populate(local: Range, page: usize, stores: bool) {
+    let end = (page & !(HUGE_PAGE - 1)) + HUGE_PAGE;
+    if let Some(range) = Range::between(page, end.min(local.end())) {
+        let kind = if stores { memory::populate_for_stores } else { memory::populate_for_loads };
+        // Before Linux 5.14, and where it cannot be, threads fault.
+        let _ = kind(range.start(), range.len());
+    }
 }
 
 impl Waiter {
@@ -108,6 +119,9 @@ impl Importer {
             self.wake(Range::page_at(page));
             return Ok(());
         };
+        let is_object = matches!(source, Source::Object { .. });
+        let stores = writable
+            && self.permit(window.permit).is_some_and(|i| self.permits[i].access == Access::ReadWrite);
         let skipped = window.to_remote(local.start()).wrapping_sub(range.start());
         let source = match source {
             Source::File { offset } => Source::File { offset: offset.wrapping_add(skipped as u64) },
@@ -125,6 +139,9 @@ impl Importer {
                 Error::Invalid(_) => Err(error),
                 _ => Ok(()),
             };
+        }
+        if is_object {
+            populate(local, page, stores);
         }
         self.wake(local);
         Ok(())
