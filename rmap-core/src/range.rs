@@ -78,6 +78,12 @@ impl Range {
         Self::between(self.start.max(other.start), self.end.min(other.end))
     }
 
+    /// The blocks of `size` bytes that lie inside whole.
+    pub(crate) fn blocks(self, size: usize) -> Option<Self> {
+        let start = self.start.checked_next_multiple_of(size)?;
+        Self::between(start, self.end / size * size)
+    }
+
     /// The smallest range that covers both.
     pub(crate) fn join(self, other: Self) -> Self {
         Self { start: self.start.min(other.start), end: self.end.max(other.end) }
@@ -105,6 +111,16 @@ impl core::fmt::Display for Range {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_whole_blocks_count() {
+        let range = |start, len| Range::new(start, len).unwrap();
+        let size = 8 * PAGE;
+        assert_eq!(range(PAGE, size).blocks(size), None);
+        assert_eq!(range(0, size - PAGE).blocks(size), None);
+        assert_eq!(range(size, size).blocks(size), Some(range(size, size)));
+        assert_eq!(range(size - PAGE, 3 * size).blocks(size), Some(range(size, 2 * size)));
+    }
 
     #[test]
     fn only_aligned_non_empty_ranges_exist() {

@@ -1,6 +1,7 @@
 //! Memory that was in huge pages stays in huge pages, for the exporter and for all importers.
 
-use rmap_tests::{Actor, PAGE, Stage, skip};
+use rmap_tests::{Actor, PAGE, Stage, maps, skip};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const HUGE: usize = 2 << 20;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -140,4 +141,130 @@ fn resident(actor: &mut Actor, address: usize, pages: usize) -> usize {
     (0..pages / 8)
         .map(|word| (actor.load(states + word * 8).unwrap() & 0x0101_0101_0101_0101).count_ones() as usize)
         .sum()
+}
+
+// ---- hugetlb ----
+
+/// Pages of hugetlb that a test may use. Given back when it ends.
+struct Reserved {
+    before: Option<String>,
+    /// One test at a time.
+    _turn: MutexGuard<'static, ()>,
+}
+
+static TURN: Mutex<()> = Mutex::new(());
+
+const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+impl Reserved {
+    /// Reserves so many huge pages, if none are free. An error says why not.
+    fn new(count: usize) -> Result<Self, String> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let meminfo = std::fs::read_to_string("/proc/meminfo").map_err(|error| error.to_string())?;
+        let field = |name: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0)
+        };
+        if field("Hugepagesize:") * 1024 != HUGE {
+            return Err("huge pages are not of 2 MiB".into());
+        }
+        if field("HugePages_Free:") >= count {
+            return Ok(Self { before: None, _turn: turn });
+        }
+        let before = std::fs::read_to_string(COUNT).map_err(|error| error.to_string())?;
+        let wanted = field("HugePages_Total:") + count;
+        std::fs::write(COUNT, wanted.to_string())
+            .map_err(|error| format!("no huge pages are reserved, and none can be: {error}"))?;
+        Ok(Self { before: Some(before), _turn: turn })
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = std::fs::write(COUNT, before.trim());
+        }
+    }
+}
+
+#[test]
+fn a_system_v_segment_of_hugetlb() {
+    let name = "a_system_v_segment_of_hugetlb";
+    const COUNT: usize = 2;
+    let reserved = Reserved::new(COUNT);
+    let stage = Stage::new(name, 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    if let Err(reason) = &reserved {
+        return skip(name, reason);
+    }
+    let flags = (libc::IPC_CREAT | libc::SHM_HUGETLB | 0o600) as usize;
+    let id = match exporter.sys(libc::SYS_shmget, &[0, COUNT * HUGE, flags]) {
+        Ok(id) => id,
+        Err(errno) => return skip(name, &format!("no segment of huge pages (errno {errno})")),
+    };
+    let there = exporter.sys(libc::SYS_shmat, &[id, 0, 0]).unwrap();
+    exporter.sys(libc::SYS_shmctl, &[id, libc::IPC_RMID as usize, 0]).unwrap();
+    let pages = COUNT * HUGE / PAGE;
+    exporter.fill(there, pages, 5);
+    let segid = exporter.make_all();
+    let here = importer.get_attach(segid, there, COUNT * HUGE);
+    importer.check(here, pages, 5);
+    assert_eq!(smaps_sum(&importer, here, COUNT * HUGE, "Shared_Hugetlb:"), COUNT * HUGE / 1024);
+    let mapped = |actor: &Actor| maps(actor.pid()).iter().filter(|m| m.name.contains("SYSV")).count();
+    assert_eq!(mapped(&importer), 1, "what it took to map it is still mapped");
+    importer.detach(here);
+    drop(stage);
+    drop(reserved);
+}
+
+/// Shared memory of hugetlb in an actor, from its memfd.
+fn hugetlb(actor: &mut Actor, count: usize) -> Option<usize> {
+    let name = actor.text("huge");
+    let fd = actor.sys(libc::SYS_memfd_create, &[name, libc::MFD_HUGETLB as usize]).ok()?;
+    actor.sys(libc::SYS_ftruncate, &[fd, count * HUGE]).ok()?;
+    let address = actor.place((count + 1) * HUGE).next_multiple_of(HUGE);
+    let flags = (libc::MAP_SHARED | libc::MAP_FIXED) as usize;
+    actor.sys(libc::SYS_mmap, &[address, count * HUGE, RW as usize, flags, fd, 0]).ok()
+}
+
+#[test]
+fn hugetlb_memory_is_mapped_with_its_own_page_size() {
+    let name = "hugetlb_memory_is_mapped_with_its_own_page_size";
+    const COUNT: usize = 3;
+    // Before the stage, to be given back after it.
+    let reserved = Reserved::new(COUNT);
+    let stage = Stage::new(name, 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let there = match reserved.as_ref().map(|_| hugetlb(&mut exporter, COUNT)) {
+        Ok(Some(there)) => there,
+        Ok(None) => return skip(name, "no huge pages could be had"),
+        Err(reason) => return skip(name, reason),
+    };
+    let pages = COUNT * HUGE / PAGE;
+    exporter.fill(there, pages, 5);
+    let apid = {
+        let segid = exporter.make_all();
+        importer.get(segid)
+    };
+    let here = importer.attach(apid, there, COUNT * HUGE);
+    importer.check(here, pages, 5);
+    importer.fill(here + PAGE, 3, 900);
+    exporter.check(there + PAGE, 3, 900);
+    assert_eq!(smaps_sum(&importer, here, COUNT * HUGE, "Shared_Hugetlb:"), COUNT * HUGE / 1024);
+    importer.detach(here);
+    // A part of a huge page cannot be mapped without the rest. Memory of another kind before and behind it is there.
+    exporter.anon_at(there - PAGE, PAGE);
+    exporter.fill(there - PAGE, 1, 3);
+    let here = importer.attach(apid, there - PAGE, 2 * HUGE);
+    importer.check(here, 1, 3);
+    importer.check(here + PAGE, 1, 5);
+    importer.check(here + 5 * PAGE, 16, 9);
+    let rest = here + PAGE + HUGE;
+    assert!(importer.load(rest).unwrap_err().is_hole_at(rest));
+    // Gone with the exporter's mapping.
+    exporter.munmap(there, COUNT * HUGE);
+    assert!(importer.load(here + PAGE).unwrap_err().is_hole_at(here + PAGE));
+    importer.check(here, 1, 3);
+    drop(stage);
+    drop(reserved);
 }

@@ -24,6 +24,13 @@ pub(crate) fn reopen(fd: impl AsFd, writable: bool) -> SysResult<OwnedFd> {
     rustix::fs::open(path.as_c_str(), flags(writable), Mode::empty())
 }
 
+/// Bytes in the pages of a file of hugetlbfs; `None` for other files.
+pub(crate) fn huge_page_size(fd: impl AsFd) -> SysResult<Option<usize>> {
+    const HUGETLBFS: u64 = 0x9584_58f6;
+    let about = rustix::fs::fstatfs(fd)?;
+    Ok((about.f_type as u64 == HUGETLBFS).then_some(about.f_bsize as usize))
+}
+
 /// Opens the file that is mapped at `[start, end)`: by its path, by a descriptor that this process has, or through the map itself
 /// (privileged).
 pub(crate) fn of_mapping(

@@ -231,6 +231,8 @@ pub(crate) struct Attributes {
     /// be touched.
     pub(crate) device: bool,
     pub(crate) protection_key: u32,
+    /// Bytes in its pages; 0 if that is not known.
+    pub(crate) page_size: usize,
 }
 
 /// `/proc/thread-self/smaps`.
@@ -301,6 +303,8 @@ fn attribute_line(line: &[u8], found: &mut Attributes) {
                 _ => {}
             }
         }
+    } else if let Some(size) = line.strip_prefix(b"KernelPageSize:") {
+        found.page_size = (procfs::number(size.trim_ascii_start(), 10) as usize) << 10;
     } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
         found.protection_key = procfs::number(key.trim_ascii_start(), 10) as u32;
     }

@@ -1,6 +1,6 @@
 //! System V shared memory, which has no descriptor.
 
-use super::memory::{self, PAGE};
+use super::memory::{self, HUGE_PAGE, PAGE};
 use super::{Errno, SysResult, raw};
 
 /// Who may use a segment, and how large it is.
@@ -44,7 +44,10 @@ pub(crate) unsafe fn map_over(
     // SAFETY: the mapping at `at` is ours alone; `addr` is the caller's promise.
     unsafe {
         let moved = memory::move_over(at + offset, len, addr);
-        let _ = memory::unmap(at, total);
+        if memory::unmap(at, total) == Err(Errno::INVAL) {
+            // Of huge pages, which are mapped whole.
+            let _ = memory::unmap(at, total.next_multiple_of(HUGE_PAGE));
+        }
         moved
     }
 }

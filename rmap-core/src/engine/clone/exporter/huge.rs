@@ -30,9 +30,9 @@ impl HugePages {
         if attributes.no_huge_pages {
             return;
         }
-        let mut rest = whole_blocks(range);
+        let mut rest = range.blocks(HUGE_PAGE);
         while let Some(data) = rest.and_then(|rest| object.next_data(rest)) {
-            if let Some(blocks) = whole_blocks(data) {
+            if let Some(blocks) = data.blocks(HUGE_PAGE) {
                 if self.skip > 0 {
                     self.skip -= 1;
                     return;
@@ -59,27 +59,5 @@ fn collapse(blocks: Range) -> SysResult<()> {
     match memory::collapse(blocks.start(), blocks.len()) {
         Err(Errno::AGAIN) => memory::collapse(blocks.start(), blocks.len()),
         collapsed => collapsed,
-    }
-}
-
-/// The aligned blocks inside a range.
-fn whole_blocks(range: Range) -> Option<Range> {
-    let start = range.start().checked_next_multiple_of(HUGE_PAGE)?;
-    Range::between(start, range.end() & !(HUGE_PAGE - 1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sys::memory::PAGE;
-
-    #[test]
-    fn only_whole_blocks_count() {
-        let range = |start, len| Range::new(start, len).unwrap();
-        assert_eq!(whole_blocks(range(PAGE, HUGE_PAGE)), None);
-        assert_eq!(whole_blocks(range(0, HUGE_PAGE - PAGE)), None);
-        assert_eq!(whole_blocks(range(HUGE_PAGE, HUGE_PAGE)), Some(range(HUGE_PAGE, HUGE_PAGE)));
-        let unaligned = range(HUGE_PAGE - PAGE, 3 * HUGE_PAGE);
-        assert_eq!(whole_blocks(unaligned), Some(range(HUGE_PAGE, 2 * HUGE_PAGE)));
     }
 }

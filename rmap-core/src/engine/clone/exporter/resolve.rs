@@ -17,6 +17,9 @@ use crate::sys::{SysResult, fd, thread};
 use core::time::Duration;
 use std::os::fd::AsFd;
 
+/// Why a page of hugetlb memory is a hole: it is mapped whole or not at all.
+const PART: &str = "part of a huge page";
+
 /// Why memory that a device may write to is a hole.
 const PINNED: &str = "memory is pinned for DMA; RMAP_PINNED=move adopts it all the same";
 
@@ -171,6 +174,13 @@ impl Exporter {
                 self.share(grant, request, range, &vma, mapping.path(), uid, frozen)
             }
             Plan::ShareSystemV { range, id, offset, writable } => {
+                let attributes = self.smaps.attributes(mapping.vma.start);
+                let size = attributes.map_err(failed("read of /proc/thread-self/smaps"))?.page_size.max(PAGE);
+                let Some(whole) = range.blocks(size).filter(|whole| whole.contains(page)) else {
+                    return Ok(Finding::Hole(PART));
+                };
+                let offset = offset + (whole.start() - range.start()) as u64;
+                let range = whole;
                 self.remember_shared(range, &mapping.vma)?;
                 if !frozen && !self.is_still(&mapping.vma, page) {
                     return Ok(Finding::NeedsFreeze);
@@ -433,6 +443,11 @@ impl Exporter {
                 return Ok(Finding::Hole("a file that cannot be opened"));
             }
         };
+        let page = Range::page_at(request.addr).start();
+        let size = fd::huge_page_size(&fd).map_err(failed("fstatfs"))?.unwrap_or(PAGE);
+        let Some(range) = range.blocks(size).filter(|whole| whole.contains(page)) else {
+            return Ok(Finding::Hole(PART));
+        };
         let stat = rustix::fs::fstat(&fd).map_err(failed("fstat"))?;
         if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
             return Ok(Finding::Hole("a device"));
@@ -443,7 +458,7 @@ impl Exporter {
             return Ok(Finding::Hole("part of a file, for another user"));
         }
         self.remember_shared(range, vma)?;
-        if !frozen && !self.is_still(vma, Range::page_at(request.addr).start()) {
+        if !frozen && !self.is_still(vma, page) {
             return Ok(Finding::NeedsFreeze);
         }
         Ok(Finding::InFile { range, offset: vma.offset_of(range.start()), fd, writable })
