@@ -148,6 +148,28 @@ struct QueryArgs {
 
 const QUERY: usize = 0xc068_6611;
 const COVERING_OR_NEXT: u64 = 0x10;
+const OF_FILES: u64 = 0x20;
+
+/// The name of a mapping, as in the text of the maps. One that is too long is cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Name {
+    bytes: [u8; Self::LONGEST],
+    len: usize,
+}
+
+impl Name {
+    const LONGEST: usize = 512;
+
+    fn new(text: &[u8]) -> Self {
+        let mut name = Self { bytes: [0; Self::LONGEST], len: text.len().min(Self::LONGEST) };
+        name.bytes[..name.len].copy_from_slice(&text[..name.len]);
+        name
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
 
 impl Maps {
     pub(crate) fn new() -> SysResult<Self> {
@@ -193,16 +215,74 @@ impl Maps {
         self.at_or_after(addr).filter(|vma| vma.start <= addr)
     }
 
+    /// The mapping that covers `addr`, with its name.
+    pub(crate) fn named_at(&self, addr: usize) -> SysResult<Option<(Vma, Name)>> {
+        if self.supported.load(Ordering::Relaxed) {
+            let mut name = Name::new(&[0; Name::LONGEST]);
+            match self.ask(addr, COVERING_OR_NEXT, Some(&mut name)) {
+                Ok(vma) => return Ok((vma.start <= addr).then_some((vma, name))),
+                Err(Errno::NOENT) => return Ok(None),
+                // The text says more: the name is too long for the query.
+                Err(_) => {}
+            }
+        }
+        let mut found = None;
+        self.each_vma(|vma, path| {
+            if vma.end <= addr {
+                return ControlFlow::Continue(());
+            }
+            if vma.start <= addr {
+                found = Some((*vma, Name::new(path)));
+            }
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+
+    /// Whether a file is mapped whose name satisfies `wanted`.
+    pub(crate) fn any_file(&self, mut wanted: impl FnMut(&[u8]) -> bool) -> SysResult<bool> {
+        let mut addr = 0;
+        while self.supported.load(Ordering::Relaxed) {
+            let mut name = Name::new(&[0; Name::LONGEST]);
+            match self.ask(addr, COVERING_OR_NEXT | OF_FILES, Some(&mut name)) {
+                Ok(_) if wanted(name.as_bytes()) => return Ok(true),
+                Ok(vma) => addr = vma.end,
+                Err(Errno::NOENT) => return Ok(false),
+                Err(_) => break,
+            }
+        }
+        let mut found = false;
+        self.each_vma(|_, path| {
+            found = wanted(path);
+            if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(found)
+    }
+
     fn query(&self, addr: usize) -> SysResult<Vma> {
+        self.ask(addr, COVERING_OR_NEXT, None)
+    }
+
+    /// Makes a query, also for the name if there is room for it: all of `name` is.
+    fn ask(&self, addr: usize, flags: u64, mut name: Option<&mut Name>) -> SysResult<Vma> {
         let mut args = QueryArgs {
             size: size_of::<QueryArgs>() as u64,
-            flags: COVERING_OR_NEXT,
+            flags,
             addr: addr as u64,
             ..QueryArgs::default()
         };
+        if let Some(name) = name.as_deref_mut() {
+            args.name_size = name.len as u32;
+            args.name_addr = name.bytes.as_mut_ptr().expose_provenance() as u64;
+        }
         let pointer = core::ptr::from_mut(&mut args).expose_provenance();
-        // SAFETY: PROCMAP_QUERY fills the struct, whose size it is told; name and build id are not asked for.
+        // SAFETY: PROCMAP_QUERY fills the struct, whose size it is told, and the name, whose room it is told; the build id is not
+        // asked for.
         unsafe { raw::syscall(libc::SYS_ioctl, [self.fd.as_raw_fd() as usize, QUERY, pointer, 0, 0, 0]) }?;
+        if let Some(name) = name {
+            // With the NUL at the end; 0 if there is no name.
+            name.len = (args.name_size as usize).saturating_sub(1);
+        }
         let has = |bit, flag| {
             if args.vma_flags & bit != 0 { flag } else { ProtFlags::empty() }
         };
@@ -330,17 +410,53 @@ mod tests {
         let query = Maps::new().unwrap();
         let here = core::ptr::from_ref(&query).addr();
         let mut text = None;
+        let mut text_name = Name::new(b"");
         query
-            .each_vma(|vma, _| {
+            .each_vma(|vma, path| {
                 if (vma.start..vma.end).contains(&here) {
                     text = Some(*vma);
+                    text_name = Name::new(path);
                 }
                 ControlFlow::Continue(())
             })
             .unwrap();
         let queried = query.at(here).unwrap();
         let text = text.unwrap();
+        let (named, name) = query.named_at(here).unwrap().unwrap();
+        assert_eq!((named, name.as_bytes()), (queried, text_name.as_bytes()));
         // The stack may have grown in between.
         assert_eq!((queried.end, queried.prot, queried.shared), (text.end, text.prot, text.shared));
+    }
+    #[test]
+    fn names_of_files_are_found() {
+        let maps = Maps::new().unwrap();
+        let without =
+            Maps { fd: procfs::open(c"/proc/thread-self/maps").unwrap(), supported: AtomicBool::new(false) };
+        let program = std::env::current_exe().unwrap();
+        let program = program.as_os_str().as_encoded_bytes();
+        for maps in [maps, without] {
+            assert!(maps.any_file(|name| name == program).unwrap());
+            assert!(!maps.any_file(|name| name == b"/no such file").unwrap());
+        }
+        let query = Maps::new().unwrap();
+        let mut files = 0;
+        let mut all = Vec::new();
+        query
+            .each_vma(|vma, path| {
+                if vma.file.is_some() {
+                    all.push((vma.start, path.to_vec()));
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        for (start, path) in all.iter().filter(|(_, path)| path.starts_with(b"/")) {
+            if let Some((vma, name)) = query.named_at(*start).unwrap()
+                && vma.start == *start
+            {
+                assert_eq!(name.as_bytes(), path);
+                files += 1;
+            }
+        }
+        assert!(files > 0);
     }
 }

@@ -29,7 +29,7 @@ use crate::sys::event::{Doorbell, Poller};
 use crate::sys::maps::{Attributes, FileId, Maps, Smaps, Vma};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
-use crate::sys::{Errno, procfs, spare, thread};
+use crate::sys::{Errno, SysResult, procfs, spare, thread};
 use adopt::{Backing, Origin};
 use client::Client;
 use core::ops::ControlFlow;
@@ -143,6 +143,8 @@ pub(crate) struct Exporter {
     /// Tells whether one may; `None` before Linux 6.8.
     mover: Option<Userfaultfd>,
     freezer: Freezer,
+    /// When threads began to be stopped.
+    freezing_since: Duration,
     huge_pages: HugePages,
     /// A thread is between the start and the end of `fork`: nothing is adopted.
     forking: bool,
@@ -183,6 +185,7 @@ impl Exporter {
             mover: Userfaultfd::for_moves().ok(),
             freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
             huge_pages: HugePages::default(),
+            freezing_since: Duration::ZERO,
             forking: false,
             watchers: Watchers::new()
                 .map_err(missing("userfaultfd with events on shared memory (Linux 5.19)"))?,
@@ -524,7 +527,7 @@ impl Exporter {
         loop {
             match self.freezer.progress() {
                 Progress::Idle if self.jobs.is_empty() || self.forking => return None,
-                Progress::Idle => match self.freezer.start(calls.doorbell().as_fd()) {
+                Progress::Idle => match self.start_freeze(calls.doorbell().as_fd()) {
                     Ok(()) => return None,
                     Err(errno) => {
                         log!(Error, "cannot start the process that stops threads: {errno}");
@@ -540,6 +543,8 @@ impl Exporter {
                 Progress::Frozen => {
                     let fork = self.run_jobs(calls);
                     self.freezer.thaw();
+                    let stall = thread::time().saturating_sub(self.freezing_since);
+                    log!(Debug, "threads stood still for {} us", stall.as_micros());
                     if fork.is_some() {
                         return fork;
                     }
@@ -552,6 +557,11 @@ impl Exporter {
                 }
             }
         }
+    }
+
+    fn start_freeze(&mut self, doorbell: BorrowedFd<'_>) -> SysResult<()> {
+        self.freezing_since = thread::time();
+        self.freezer.start(doorbell)
     }
 
     /// Has the requests looked at again whose time has come.

@@ -18,7 +18,6 @@ use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult, procfs};
-use core::ops::ControlFlow;
 
 /// Whether devices may write to memory of this process while no thread waits for it, as far as is known.
 pub(crate) fn possible(maps: &Maps) -> bool {
@@ -34,12 +33,8 @@ pub(crate) fn counted() -> bool {
 
 /// Whether the process has a ring of io_uring or a context of libaio.
 fn has_rings(maps: &Maps) -> bool {
-    let mut found = false;
-    let read = maps.each_vma(|_, path| {
-        found = path.starts_with(b"anon_inode:[io_uring]") || path.starts_with(b"/[aio]");
-        if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    found || read.is_err()
+    let is_ring = |path: &[u8]| path.starts_with(b"anon_inode:[io_uring]") || path.starts_with(b"/[aio]");
+    maps.any_file(is_ring).unwrap_or(true)
 }
 
 /// The old pages of a private anonymous range, out of everybody's reach.

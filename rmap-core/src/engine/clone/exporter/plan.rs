@@ -5,42 +5,26 @@ use super::status;
 use crate::own::file_id;
 use crate::range::Range;
 use crate::sys::SysResult;
-use crate::sys::maps::{FileId, Maps, Vma};
+use crate::sys::maps::{FileId, Maps, Name, Vma};
 use crate::sys::memory::{HUGE_PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
 use core::ops::ControlFlow;
 
-/// Longest path of a mapped file that is understood.
-const PATH: usize = 512;
-
-/// The mapping at an address, with what only the text of the maps tells.
+/// The mapping at an address, with its name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mapping {
     pub(crate) vma: Vma,
-    path: [u8; PATH],
-    path_len: usize,
+    name: Name,
 }
 
 impl Mapping {
     /// The mapping that covers `addr`.
     pub(crate) fn at(maps: &Maps, addr: usize) -> SysResult<Option<Self>> {
-        let mut found = None;
-        maps.each_vma(|vma, path| {
-            if vma.end <= addr {
-                return ControlFlow::Continue(());
-            }
-            if vma.start <= addr {
-                let mut mapping = Self { vma: *vma, path: [0; PATH], path_len: path.len().min(PATH) };
-                mapping.path[..mapping.path_len].copy_from_slice(&path[..mapping.path_len]);
-                found = Some(mapping);
-            }
-            ControlFlow::Break(())
-        })?;
-        Ok(found)
+        Ok(maps.named_at(addr)?.map(|(vma, name)| Self { vma, name }))
     }
 
     pub(crate) fn path(&self) -> &[u8] {
-        &self.path[..self.path_len]
+        self.name.as_bytes()
     }
 }
 
