@@ -10,7 +10,7 @@ use rmap_bench::{
     memory::{self, Direction, Memory},
     per_call,
 };
-use rmap_tests::{Actor, PAGE};
+use rmap_tests::{Actor, PAGE, Random};
 use std::{
     sync::Barrier,
     time::{Duration, Instant},
@@ -22,7 +22,7 @@ const PIECE: usize = 64 << 10;
 const FAR: usize = 1 << 30;
 const NOWHERE: usize = 0x1000_0000_0000;
 /// One repetition of a loop takes about this long.
-const SPAN: Duration = Duration::from_millis(5);
+const SPAN: Duration = Duration::from_millis(1);
 
 fn main() {
     let Some(run) = Run::start("calls") else { return };
@@ -34,6 +34,7 @@ fn main() {
     let mut subject = Subject { run, exporter, heap, segid, apid };
     subject.each_call();
     subject.against_others();
+    subject.of_many();
     subject.against_attachments();
     subject.against_threads();
 }
@@ -128,7 +129,7 @@ impl Subject {
                 Box::new(move || per_call(count, &mut act)) as measure::Way<'_>
             })
             .collect();
-        let samples = interleaved(self.run.scaled(31, 201), &mut ways);
+        let samples = interleaved(self.run.scaled(101, 501), &mut ways);
         drop(ways);
         let mut table =
             Table::new("A page of another process (median and quartiles)", &["", "time", "times CMA"]);
@@ -141,11 +142,65 @@ impl Subject {
         println!("{table}");
     }
 
+    /// The pair for one piece again and again, for pieces of a heap at random, and for pieces of many exporters by turns.
+    fn of_many(&self) {
+        const PIECES: usize = 10_000;
+        let library = self.run.library;
+        let mut exporters = self.run.stage.actors(64);
+        let mut offers: Vec<(i64, usize)> = Vec::new();
+        for exporter in &mut exporters {
+            let heap = live::reserve(exporter, PIECES);
+            offers.push((library.get(exporter.make_all()).expect("xpmem_get"), heap));
+        }
+        for (apid, heap) in &offers {
+            library.pair(*apid, *heap, PIECE);
+        }
+        let (apid, heap) = offers[0];
+        let mut random = Random::new(1);
+        let mut turn = 0;
+        let mut acts: Vec<(&str, Box<dyn FnMut() + '_>)> = vec![
+            ("one piece of one exporter", Box::new(move || library.pair(apid, heap, PIECE))),
+            (
+                "10,000 pieces of one exporter, at random",
+                Box::new(move || library.pair(apid, heap + random.below(PIECES) * live::APART, PIECE)),
+            ),
+        ];
+        for (name, count) in [("a piece of each of 8 exporters", 8), ("a piece of each of 64 exporters", 64)]
+        {
+            let offers = &offers[..count];
+            let act = move || {
+                turn = (turn + 1) % offers.len();
+                library.pair(offers[turn].0, offers[turn].1, PIECE);
+            };
+            acts.push((name, Box::new(act)));
+        }
+        let mut names = Vec::new();
+        let mut ways: Vec<measure::Way<'_>> = Vec::new();
+        for (name, mut act) in acts {
+            names.push(name);
+            let count = calls_in(SPAN, &mut act);
+            ways.push(Box::new(move || per_call(count, &mut act)));
+        }
+        let samples = interleaved(self.run.scaled(101, 501), &mut ways);
+        drop(ways);
+        let mut table = Table::new(
+            "xpmem_attach + xpmem_detach, attached before, of",
+            &["", "time", "relative to the first"],
+        );
+        for (name, sample) in names.iter().zip(&samples) {
+            table.row([(*name).to_owned(), sample.as_time(), sample.over(&samples[0]).as_ratio()]);
+        }
+        println!("{table}");
+        for (apid, _) in offers {
+            library.release(apid).expect("xpmem_release");
+        }
+    }
+
     fn pair_times(&self, offset: usize) -> Samples {
         let library = self.run.library;
         let mut act = || library.pair(self.apid, offset, PIECE);
         let count = calls_in(SPAN, &mut act);
-        let rounds = self.run.scaled(15, 101);
+        let rounds = self.run.scaled(51, 301);
         interleaved(rounds, &mut [Box::new(move || per_call(count, &mut act))]).remove(0)
     }
 

@@ -44,7 +44,9 @@ fn main() {
             let pair = Pair::new(&run, len, huge);
             for direction in [Direction::Read, Direction::Write] {
                 steady.row(pair.row(&run, direction, pair.kept(direction)));
-                against.row(pair.row(&run, direction, pair.anew(direction)));
+                if run.long || len <= 64 << 20 {
+                    against.row(pair.row(&run, direction, pair.anew(direction)));
+                }
             }
             if (1 << 20..=256 << 20).contains(&len) {
                 loads.row(pair.loads(&run, pages));
@@ -165,9 +167,10 @@ impl Pair {
         let mut ways: Vec<Way<'_>> = acts
             .into_iter()
             .map(|mut act| {
-                let count = calls_in(Duration::from_micros(200), &mut act);
+                let cached = len <= CACHED;
+                let count = if cached { calls_in(Duration::from_micros(200), &mut act) } else { 1 };
                 Box::new(move || {
-                    if len <= CACHED {
+                    if cached {
                         act();
                     }
                     per_call(count, &mut act)
