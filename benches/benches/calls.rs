@@ -6,7 +6,7 @@ use rmap_bench::{
     device::Device,
     interleaved,
     live::{self, Live},
-    measure::{self, calls_in},
+    measure::{Act, Way, calls_in},
     memory::{self, Direction, Memory},
     per_call,
 };
@@ -103,7 +103,7 @@ impl Subject {
             "mmap + copy of 4 KiB + munmap of a memfd",
             "memcpy of 4 KiB",
         ];
-        let mut acts: Vec<Box<dyn FnMut() + '_>> = vec![
+        let mut acts: Vec<Act<'_>> = vec![
             Box::new(|| library.pair(apid, heap, PAGE)),
             Box::new(|| {
                 let address = library.attach(apid, heap, PAGE).expect("xpmem_attach");
@@ -122,11 +122,11 @@ impl Subject {
             names.push("/dev/xpmem, attach + detach");
             acts.push(Box::new(|| device.detach(device.attach(heap, PAGE))));
         }
-        let mut ways: Vec<measure::Way<'_>> = acts
+        let mut ways: Vec<Way<'_>> = acts
             .into_iter()
             .map(|mut act| {
                 let count = calls_in(SPAN, &mut act);
-                Box::new(move || per_call(count, &mut act)) as measure::Way<'_>
+                Box::new(move || per_call(count, &mut act)) as Way<'_>
             })
             .collect();
         let samples = interleaved(self.run.scaled(101, 501), &mut ways);
@@ -158,7 +158,7 @@ impl Subject {
         let (apid, heap) = offers[0];
         let mut random = Random::new(1);
         let mut turn = 0;
-        let mut acts: Vec<(&str, Box<dyn FnMut() + '_>)> = vec![
+        let mut acts: Vec<(&str, Act<'_>)> = vec![
             ("one piece of one exporter", Box::new(move || library.pair(apid, heap, PIECE))),
             (
                 "10,000 pieces of one exporter, at random",
@@ -175,7 +175,7 @@ impl Subject {
             acts.push((name, Box::new(act)));
         }
         let mut names = Vec::new();
-        let mut ways: Vec<measure::Way<'_>> = Vec::new();
+        let mut ways: Vec<Way<'_>> = Vec::new();
         for (name, mut act) in acts {
             names.push(name);
             let count = calls_in(SPAN, &mut act);

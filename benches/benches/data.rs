@@ -5,7 +5,7 @@ use rmap_bench::{
     Library, Memory, Run, Table,
     device::{self, Device},
     interleaved,
-    measure::{Way, calls_in, per_call, size},
+    measure::{Act, Way, calls_in, per_call, size},
     memory::{self, Direction, cma, copy},
 };
 use rmap_tests::{Actor, PAGE};
@@ -61,9 +61,6 @@ fn main() {
     }
     println!("{loads}");
 }
-
-/// Something that is timed.
-type Act<'a> = Box<dyn FnMut() + 'a>;
 
 /// A buffer of an exporter that this process has attached, and what it is compared with.
 struct Pair {

@@ -123,6 +123,9 @@ pub fn calls_in(span: Duration, mut act: impl FnMut()) -> usize {
     }
 }
 
+/// Something that is timed.
+pub type Act<'a> = Box<dyn FnMut() + 'a>;
+
 /// A way of doing something that gives its own time in nanoseconds.
 pub type Way<'a> = Box<dyn FnMut() -> f64 + 'a>;
 
