@@ -5,6 +5,7 @@
 #   make demo             installs into target/prefix and runs unmodified MPI programs on it
 #   make plots            measures those programs (about 15 minutes), draws docs/mpi-*.svg, writes docs/mpi-results.md
 #                         and the crossover sizes in docs/tuning.md; RMAP_PLOT_QUICK=1: a quick pass into target/plots-quick
+#   make profile          as root: system calls, faults and times of a ping-pong, into docs/profile.md
 #   make test             everything that ci/ has; as root: each test as root and as an ordinary user
 #   make check            formatting, lints, documentation
 #   make fuzz             what peers may send, mutated for long (RMAP_FUZZ_SECONDS for each target, 3600)
@@ -97,6 +98,9 @@ demo: local-install
 plots: local-install
 	XPMEM_PREFIX='$(LOCAL)' mpi-tests/plots.sh
 
+profile: local-install
+	XPMEM_PREFIX='$(LOCAL)' mpi-tests/profile.sh
+
 test: local-install
 	ci/test-all.sh '$(LOCAL)'
 
@@ -116,4 +120,4 @@ check:
 clean:
 	$(CARGO) clean
 
-.PHONY: all install uninstall local-install demo plots test test-kernel soak fuzz check clean
+.PHONY: all install uninstall local-install demo plots profile test test-kernel soak fuzz check clean

@@ -23,5 +23,9 @@ failed=0
 for identity in "${identities[@]}"; do
     say "MPI tests as $identity"
     run_as "$identity" "$scripts/check.sh" || failed=1
+    # What `make plots` runs, on a few small messages; every consumer takes the same path through it.
+    run_as "$identity" "$scripts/run.sh" ompi-vader xpmem 2 measure -l 65536 -f 16 -m 2 \
+        latency bandwidth bibandwidth rate bcast allreduce alltoall >"$scratch/measure" 2>&1 &&
+        grep -q '^result alltoall 2 65536 ' "$scratch/measure" || { cat "$scratch/measure"; failed=1; }
 done
 exit $failed

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures every consumer through XPMEM, through CMA and through copy-in-copy-out, as an ordinary user.
+# Measures every consumer through XPMEM, through CMA and through copy-in-copy-out, as an ordinary user; and through XPMEM with the
+# settings that docs/tuning.md recommends, where it does.
 #
 #   measure.sh [CONSUMER ...]
 #
@@ -29,8 +30,13 @@ folder=${RMAP_PLOT_FOLDER:-$folder} repeats=${RMAP_PLOT_REPEATS:-$repeats} ranks
 case $folder in /*) ;; *) folder=$PWD/$folder ;; esac
 export MPI_TIMEOUT=${MPI_TIMEOUT:-120}
 
+declare -A recommended=(
+    [ompi-ucx]="UCX_RNDV_THRESH=2k"
+    [mpich-ucx]="UCX_RNDV_THRESH=2k"
+)
+
 prepare_user
-key="$(cat "$XPMEM_PREFIX/lib/libxpmem.so.0" "$CACHE/programs.stamp" "$here/run.sh" | sha256sum) ${sizes[*]} $ranks $(nproc)"
+key="$(cat "$XPMEM_PREFIX/lib/libxpmem.so.0" "$CACHE/programs.stamp" "$here/run.sh" "$here/measure.sh" | sha256sum) ${sizes[*]} $ranks $(nproc)"
 mkdir -p "$folder"
 if [ -n "${RMAP_PLOT_FRESH:-}" ] || [ "$(cat "$folder/key" 2>/dev/null || true)" != "$key" ]; then
     rm -f "$folder"/*.job "$folder/conditions"
@@ -52,22 +58,23 @@ package() { dpkg-query -W -f '${source:Version}' "$1" 2>/dev/null || echo unknow
     echo "impi=$(cut -d' ' -f2 "$CACHE/impi.stamp")"
     echo "repeats=$repeats"
     echo "ranks=$ranks"
+    for consumer in "${!recommended[@]}"; do echo "tuned.$consumer=${recommended[$consumer]}"; done
 } >"$folder/conditions"
 
-# Virtual cores may share a physical one at times, see programs/measure.c. If what was measured so far has round trips of two kinds,
-# prints a time between them: later jobs wait for two separate cores.
-boundary() {
-    cat "$folder"/*.job 2>/dev/null | awk '$1 == "result" { print $7; print $8 }' | sort -n |
-        awk '{ v[NR] = $1 } END { a = v[int(NR / 20) + 1]; b = v[NR - int(NR / 20)]; print (a > 0 && b > 2.5 * a) ? int(sqrt(a * b)) : 0 }'
-}
+# Jobs wait for batches on two separate cores if what was measured so far tells those from others.
+boundary() { cat "$folder"/*.job 2>/dev/null | awk '$1 == "result" { print $7; print $8 }' | placement_boundary; }
 
 cd /
 failed=0
 # job NAME CONSUMER TRANSPORT RANKS MEASUREMENT ...; the file appears when the job has ended well.
 job() {
-    local file=$folder/$1.job status=0
+    local file=$folder/$1.job transport=$3 status=0 settings=()
     [ ! -e "$file" ] || return 0
-    "${as_user[@]}" "$scripts/run.sh" "$2" "$3" "$4" measure "${sizes[@]}" -w "$(boundary)" "${@:5}" >"$file.part" 2>&1 || status=$?
+    if [ "$transport" = tuned ]; then
+        transport=xpmem
+        read -r -a settings <<<"${recommended[$2]}"
+    fi
+    env "${settings[@]}" "${as_user[@]}" "$scripts/run.sh" "$2" "$transport" "$4" measure "${sizes[@]}" -w "$(boundary)" "${@:5}" >"$file.part" 2>&1 || status=$?
     if [ "$status" = 0 ]; then
         mv "$file.part" "$file"
         return 0
@@ -82,11 +89,13 @@ for ((repeat = 1; repeat <= repeats; repeat++)); do
         # MPICH does not yield: no more ranks than cores, or it waits for the scheduler.
         many=$ranks
         if [ "$consumer" = mpich-ucx ] && [ "$many" -gt "$(nproc)" ]; then many=$(($(nproc) < 2 ? 2 : $(nproc))); fi
+        mechanisms=(xpmem cma copy)
+        [ -z "${recommended[$consumer]:-}" ] || mechanisms+=(tuned)
         # The mechanisms take turns, so that what else the machine does meets all of them.
-        for transport in xpmem cma copy; do
+        for transport in "${mechanisms[@]}"; do
             job "$repeat.$consumer.$transport.two" "$consumer" "$transport" 2 latency bandwidth bibandwidth
         done
-        for transport in xpmem cma copy; do
+        for transport in "${mechanisms[@]}"; do
             job "$repeat.$consumer.$transport.many" "$consumer" "$transport" "$many" rate bcast allreduce alltoall
         done
     done

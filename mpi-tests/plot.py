@@ -21,16 +21,13 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-CONSUMERS = {
-    "ompi-vader": "Open MPI, vader",
-    "ompi-ucx": "Open MPI over UCX",
-    "mpich-ucx": "MPICH over UCX",
-    "impi": "Intel MPI",
-}
-TRANSPORTS = {"xpmem": "rmap", "cma": "CMA", "copy": "copy"}
+from report import CONSUMERS, placement_boundary, replace_block, size_text, value_text  # noqa: E402
+
+TRANSPORTS = {"xpmem": "rmap", "tuned": "rmap, tuned", "cma": "CMA", "copy": "copy"}
 # Told apart without colours, too.
 STYLES = {
     "xpmem": {"color": "#0060a8", "linestyle": "-", "marker": "o"},
+    "tuned": {"color": "#3fa0dc", "linestyle": "-.", "marker": "D"},
     "cma": {"color": "#c85000", "linestyle": "--", "marker": "s"},
     "copy": {"color": "#555555", "linestyle": ":", "marker": "^"},
 }
@@ -44,6 +41,7 @@ MEASUREMENTS = {
     "allreduce": ("Allreduce (sum of floats)", "µs", 1, False),
     "alltoall": ("All-to-all", "µs", 1, False),
 }
+SHORT = {name: name for name in MEASUREMENTS} | {"bibandwidth": "both ways", "rate": "message rate"}
 COLLECTIVE = ("bcast", "allreduce", "alltoall")
 # Differences below this are noise.
 TOLERANCE = 0.05
@@ -77,22 +75,6 @@ def read(folder):
     return batches
 
 
-def placement_boundary(batches):
-    """If the round trips of a cache line are of two kinds, the time between them; None if all are alike."""
-    times = sorted(math.log(max(b[k], 1)) for b in batches for k in ("before", "after"))
-    times = times[len(times) // 50 : len(times) - len(times) // 50]
-    low, high = times[0], times[-1]
-    for _ in range(50):
-        middle = (low + high) / 2
-        below = [t for t in times if t < middle]
-        above = [t for t in times if t >= middle]
-        if not below or not above:
-            return None
-        low, high = statistics.median(below), statistics.median(above)
-    enough = min(len(below), len(above)) >= len(times) / 50
-    return math.exp((low + high) / 2) if enough and high - low > math.log(2.5) else None
-
-
 def separate_cores(batches, boundary):
     if boundary is None:
         return batches
@@ -118,19 +100,6 @@ def summarise(batches):
     return points
 
 
-def size_text(size):
-    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
-        if size >= unit:
-            return f"{size // unit} {name}"
-    return f"{size} B"
-
-
-def value_text(value):
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def draw(measurement, points, path, note, overview=False):
     """One picture with a panel for each consumer; an overview has large messages only and a linear axis."""
     title, unit, _, _ = MEASUREMENTS[measurement]
@@ -148,9 +117,7 @@ def draw(measurement, points, path, note, overview=False):
             axis.fill_between(sizes, [e[1] for e in entries], [e[2] for e in entries], color=style["color"], alpha=0.13, linewidth=0)
         axis.set_title(CONSUMERS[consumer], fontsize=10)
         axis.set_xscale("log", base=2)
-        if overview:
-            axis.set_ylim(bottom=0)
-        else:
+        if not overview:
             axis.set_yscale("log")
         axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
@@ -164,13 +131,19 @@ def draw(measurement, points, path, note, overview=False):
         axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
         axis.tick_params(axis="y", labelsize=8)
+    if overview:
+        axes.flat[0].set_ylim(bottom=0)
     for row in axes:
         row[0].set_ylabel(unit, fontsize=9)
     for axis in axes.flat[len(consumers) :]:
         axis.set_visible(False)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
+    legend = {}
+    for axis in axes.flat:
+        legend.update(zip(*reversed(axis.get_legend_handles_labels())))
+    labels = [name for name in TRANSPORTS.values() if name in legend]
+    handles = [legend[name] for name in labels]
     figure.suptitle(f"{title}{' between two ranks' if overview else ''}, by size of the message", fontsize=12, x=0.02, ha="left")
-    figure.legend(handles, labels, loc="upper right", ncol=3, frameon=False, fontsize=10)
+    figure.legend(handles, labels, loc="upper right", ncol=4, frameon=False, fontsize=10)
     figure.text(0.02, 0.005, note, fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.025, 1, 0.97))
     figure.savefig(path, metadata={"Date": None, "Creator": None}, facecolor="white")
@@ -221,12 +194,12 @@ def crossover_table(points):
         "|---|---|---|---|---|---|",
     ]
     for consumer, name in CONSUMERS.items():
-        for measurement, (title, *_) in MEASUREMENTS.items():
+        for measurement in MEASUREMENTS:
             of = points[measurement][consumer]
-            if not of["xpmem"]:
-                continue
-            cells = [text for t in ("cma", "copy") for text in crossover(measurement, of["xpmem"], of[t])]
-            lines.append(f"| {name} | {title.split(',')[0].split(' (')[0].lower()}{', both ways' if measurement == 'bibandwidth' else ''} | {' | '.join(cells)} |")
+            for transport, suffix in (("xpmem", ""), ("tuned", ", tuned")):
+                if of[transport]:
+                    cells = [text for other in ("cma", "copy") for text in crossover(measurement, of[transport], of[other])]
+                    lines.append(f"| {name}{suffix} | {SHORT[measurement]} | {' | '.join(cells)} |")
     return lines
 
 
@@ -242,6 +215,8 @@ def result_table(measurement, points):
         for consumer in consumers:
             cell = []
             for transport in TRANSPORTS:
+                if transport == "tuned" and not points[consumer]["tuned"]:
+                    continue
                 entry = points[consumer][transport].get(size)
                 text = "-" if entry is None else value_text(entry[0])
                 if entry is not None and entry[3] is not None:
@@ -286,7 +261,9 @@ def write_results(path, points, batches, used, boundary, conditions):
         f"- Latency and bandwidth have 2 ranks; message rate and collective operations have {ranks}, so with more ranks than cores these include the scheduler.",
         f"- {conditions['repeats']} repetitions, in each of which the three mechanisms take turns; 5 batches for each size in each. Figures are medians, the bands in the pictures the middle half. ",
         "- In every job the runtime itself said that it used the mechanism (`mpi-tests/run.sh` has how); a job without that is not counted.",
-        "- Settings are those of `mpi-tests/run.sh`, thresholds as the runtimes have them.",
+        "- Settings are those of `mpi-tests/run.sh`, thresholds as the runtimes have them"
+        + "".join(f"; tuned, {CONSUMERS[key[6:]]}: `{value}`" for key, value in sorted(conditions.items()) if key.startswith("tuned."))
+        + ".",
     ]
     if boundary is not None:
         lines.append(
@@ -299,7 +276,7 @@ def write_results(path, points, batches, used, boundary, conditions):
         if not any(points[measurement][c][t] for c in CONSUMERS for t in TRANSPORTS):
             continue
         brackets = ", slowest rank in brackets" if measurement in COLLECTIVE else ""
-        lines += ["", f"## {title}", "", f"![{title}](mpi-{measurement}.svg)", "", f"{unit}, rmap / CMA / copy{brackets}:", "", *result_table(measurement, points[measurement])]
+        lines += ["", f"## {title}", "", f"![{title}](mpi-{measurement}.svg)", "", f"{unit}, rmap / rmap tuned (where there is a recommended setting) / CMA / copy{brackets}:", "", *result_table(measurement, points[measurement])]
     path.write_text("\n".join(line.rstrip() for line in lines) + "\n")
 
 
@@ -313,16 +290,6 @@ def crossover_text(points):
     ]
 
 
-def replace_block(path, lines):
-    if not path.exists():
-        return
-    text = path.read_text()
-    if BEGIN in text and END in text:
-        head, rest = text.split(BEGIN, 1)
-        tail = rest.split(END, 1)[1]
-        path.write_text(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail)
-
-
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
@@ -331,7 +298,7 @@ def main():
     if not batches:
         sys.exit(f"no results in {folder}")
     conditions = dict(line.split("=", 1) for line in (folder / "conditions").read_text().splitlines())
-    boundary = placement_boundary(batches)
+    boundary = placement_boundary([b[k] for b in batches for k in ("before", "after")])
     used = separate_cores(batches, boundary)
     with open(folder / "results.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(batches[0]))
@@ -350,7 +317,7 @@ def main():
             draw(measurement, points[measurement], documents / "bandwidth.svg", note, overview=True)
     write_results(documents / "mpi-results.md", points, batches, used, boundary, conditions)
     text = crossover_text(points)
-    replace_block(documents / "tuning.md", text)
+    replace_block(documents / "tuning.md", BEGIN, END, text)
     print("\n".join(text))
     if boundary is not None:
         print(f"\nbatches on separate cores: {len(used)} of {len(batches)} (boundary {boundary:.0f} ns)")

@@ -76,7 +76,7 @@ launch=()
 # Ranks that wait give their core away, because there may be more of them than cores. Where times are measured they do not as long
 # as each has a core.
 yield=1
-case $program in bandwidth | measure) [ "$np" -gt "$(nproc)" ] || yield=0 ;; esac
+case $program in bandwidth | measure | pingpong) [ "$np" -gt "$(nproc)" ] || yield=0 ;; esac
 
 # What the two users of UCX have in common. UCX uses nothing but the transports named here. self is a rank's own loopback:
 # it reaches no other process. So with "xpmem,self" two ranks can only talk through XPMEM, or not at all.

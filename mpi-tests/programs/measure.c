@@ -20,11 +20,7 @@
  *
  * All messages of a size use the same buffers again. Messages of a window are received side by side, in 64 MiB at most: windows
  * of large messages are shorter. The data are checked once for each size. */
-#include "common.h"
-
-#include <fcntl.h>
-#include <sched.h>
-#include <stdatomic.h>
+#include "rally.h"
 
 #define WINDOW 64
 #define LARGEST (64 * MIB)
@@ -269,81 +265,6 @@ static double in_unit(enum unit unit, size_t size, double seconds)
     return 0;
 }
 
-static _Atomic unsigned *ball; /* In a file that ranks 0 and 1 map; independent of the runtime and its transport. */
-static int oversubscribed;
-
-static void open_ball(void)
-{
-    const char *folder = getenv("RMAP_MPI_JOB");
-    char path[512];
-    int file = -1;
-
-    snprintf(path, sizeof path, "%s/ball", folder ? folder : "/tmp");
-    if (my_rank == 0) {
-        file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
-        if (file < 0 || ftruncate(file, 4096) != 0)
-            fail_call(path);
-    }
-    MPI_Barrier(MPI_COMM_WORLD);
-    if (my_rank == 1)
-        file = open(path, O_RDWR);
-    if (my_rank < 2) {
-        ball = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-        if (file < 0 || ball == MAP_FAILED)
-            fail_call(path);
-        close(file);
-    }
-    MPI_Barrier(MPI_COMM_WORLD);
-    if (my_rank == 0 && folder == NULL)
-        unlink(path);
-}
-
-static void wait_for_ball(unsigned value)
-{
-    unsigned spins = 0;
-
-    while (atomic_load_explicit(ball, memory_order_acquire) != value)
-        if (oversubscribed && ++spins % 4096 == 0)
-            sched_yield();
-}
-
-/* Nanoseconds of the fastest of a few short rallies, on rank 0. With more ranks than cores, ranks 0 and 1 go to two cores for it. */
-static double rally(void)
-{
-    enum { RALLIES = 8, THROWS = 25 };
-    static unsigned thrown;
-    cpu_set_t allowed, one;
-    double begin, taken, best = 1;
-    int i, k, cpu, skip = my_rank;
-
-    MPI_Barrier(MPI_COMM_WORLD);
-    if (my_rank >= 2)
-        return 0;
-    if (oversubscribed && sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-        for (cpu = 0; !CPU_ISSET(cpu, &allowed) || skip-- > 0; cpu = cpu + 1 < CPU_SETSIZE ? cpu + 1 : 0)
-            ;
-        CPU_ZERO(&one);
-        CPU_SET(cpu, &one);
-        sched_setaffinity(0, sizeof one, &one);
-    }
-    for (i = 0; i < RALLIES; i++) {
-        begin = MPI_Wtime();
-        for (k = 0; k < THROWS; k++, thrown += 2)
-            if (my_rank == 0) {
-                atomic_store_explicit(ball, thrown + 1, memory_order_release);
-                wait_for_ball(thrown + 2);
-            } else {
-                wait_for_ball(thrown + 1);
-                atomic_store_explicit(ball, thrown + 2, memory_order_release);
-            }
-        taken = MPI_Wtime() - begin;
-        best = taken < best ? taken : best;
-    }
-    if (oversubscribed)
-        sched_setaffinity(0, sizeof allowed, &allowed);
-    return best / THROWS * 1e9;
-}
-
 /* Rank 0 chooses the number of iterations of a batch, from as many as take a fraction of its time. */
 static int iterations(const struct measurement *m, size_t size, double batch)
 {
@@ -443,8 +364,7 @@ int main(int argc, char **argv)
         }
     if (smallest < 1 || factor < 2 || optind == argc)
         fail("usage: measure [-s SMALLEST] [-l LARGEST] [-f FACTOR] [-m MILLISECONDS] [-w NANOSECONDS] MEASUREMENT ...");
-    oversubscribed = rank_count > sysconf(_SC_NPROCESSORS_ONLN);
-    open_ball();
+    open_court();
     send_buffer = map_memory(LARGEST);
     recv_buffer = map_memory(LARGEST);
     for (; optind < argc; optind++) {
