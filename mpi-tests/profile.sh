@@ -5,7 +5,7 @@
 #
 # Needs root, because perf needs it to see system calls; the job is an ordinary user's. perf only watches: it does not stop threads,
 # as strace does, and the library can adopt memory under it. Raw figures go to target/profile (RMAP_PROFILE_FOLDER); profile.py makes
-# the tables between the marks in docs/profile.md of them (RMAP_PROFILE_DOCUMENT).
+# the tables between the marks in docs/profile.md of them (RMAP_PROFILE_DOCUMENT). Settings are those that docs/tuning.md recommends.
 #
 #   RMAP_MPI_CACHE, XPMEM_PREFIX  see setup.sh
 set -euo pipefail
@@ -20,7 +20,7 @@ die() { printf 'mpi-tests/profile: %s\n' "$*" >&2; exit 1; }
 folder=${RMAP_PROFILE_FOLDER:-$ROOT/target/profile}
 document=${RMAP_PROFILE_DOCUMENT:-$ROOT/docs/profile.md}
 rounds=${RMAP_PROFILE_ROUNDS:-60}
-export MPI_TIMEOUT=${MPI_TIMEOUT:-600}
+export MPI_TIMEOUT=${MPI_TIMEOUT:-600} UCX_RNDV_THRESH=${UCX_RNDV_THRESH:-2k}
 prepare_user profile
 rm -rf "$folder"; mkdir -p "$folder"
 [ -e /sys/kernel/tracing/events/raw_syscalls/sys_enter ] || mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null || true
