@@ -33,9 +33,11 @@ def times(rounds, boundary):
     """Microseconds for each message of the kinds that were measured between two rallies on separate cores."""
     found, last, pending = defaultdict(list), None, []
     for zero, one in rounds:
-        if zero[0] == "rally":
-            near = boundary is not None and (last is None or last < boundary or float(zero[1]) < boundary)
-            if not near:
+        if zero[0] == "watched":
+            last, pending = None, []
+        elif zero[0] == "rally":
+            apart = last is not None and (boundary is None or min(last, float(zero[1])) >= boundary)
+            if apart:
                 for what, value in pending:
                     found[what].append(value)
             last, pending = float(zero[1]), []

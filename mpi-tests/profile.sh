@@ -67,6 +67,7 @@ watched() {
     perf record -q -D -1 --control "fifo:$work/control,$work/acknowledge" -p "$pids" -o "$work/data" "$@" >"$work/perf" 2>&1 &
     perf=$!
     control enable
+    printf '%s watched\n' 0 1 >>"$out.answers"
     tell "$command"
     control disable
     kill -INT "$perf"
