@@ -134,6 +134,11 @@ pub(crate) fn send(fd: impl AsFd, bytes: &[u8], descriptor: Option<BorrowedFd<'_
     }
 }
 
+/// The length of all messages together that can be received now.
+pub(crate) fn bytes_received(fd: impl AsFd) -> SysResult<usize> {
+    rustix::io::ioctl_fionread(fd).map(|bytes| bytes as usize)
+}
+
 /// Receives one message of at most `buffer.len()` bytes, with its descriptor, without waiting. Further descriptors
 /// are closed.
 ///

@@ -402,7 +402,6 @@ fn answers_to_what_was_never_asked() {
     let numbers = [0, 1, 2, 7, u32::MAX];
     for request in numbers {
         for message in [
-            Message::Granted { request, grant: 77, serial: 3, range: all() },
             Message::Refused { request, errno: 13 },
             Message::Resolved { request, range: all(), source: Source::File { offset: 0 }, writable: true },
             Message::Resolved { request, range: all(), source: Source::Object { serial: 9 }, writable: true },
@@ -416,9 +415,8 @@ fn answers_to_what_was_never_asked() {
             wire.send(&message.encode(), &[file.as_fd()]).unwrap();
         }
     }
-    // The permits that it did not want are given back, notices are answered, and nothing else has happened.
+    // Notices are answered, and nothing else has happened.
     for request in numbers {
-        assert!(matches!(hear(&wire), Some((Message::Release { grant: 77 }, _))));
         for _ in 0..3 {
             assert!(matches!(hear(&wire), Some((Message::Seen { number }, _)) if number == request));
         }
@@ -611,4 +609,76 @@ fn an_exporter_that_talks_all_the_time() {
         }
         drop(end);
     });
+}
+
+/// Sends messages that nobody may take forever, over a wire that is not read, and does not stop before the importer has had them all.
+#[track_caller]
+fn flood(wire: &Wire, message: Message) -> usize {
+    let bytes = message.encode();
+    let mut sent = 0;
+    while sent < 200_000 {
+        match wire.send(&bytes, &[]) {
+            Ok(()) => sent += 1,
+            Err(nix::errno::Errno::EAGAIN) => std::thread::yield_now(),
+            Err(errno) => panic!("{errno}"),
+        }
+    }
+    sent
+}
+
+#[test]
+fn a_permit_that_nobody_asked_for() {
+    let mut scene = Scene::new("a_permit_that_nobody_asked_for", 12);
+    let wire = scene.attached(RDWR);
+    scene.load_begins(&wire, 4);
+    say(&wire, Message::Granted { request: 999, grant: 77, serial: 3, range: all() });
+    scene.is_cut(4, "a permit that was not asked for");
+}
+
+#[test]
+fn notices_whose_answers_are_not_read() {
+    let mut scene = Scene::new("notices_whose_answers_are_not_read", 14);
+    let wire = scene.attached(RDWR);
+    let memory = |scene: &Scene| crate::anonymous(&scene.importer) + crate::shared(&scene.importer);
+    scene.is_well();
+    let before = memory(&scene);
+    for message in [Message::Stale { range: page(0), number: 7 }, Message::Removed { grant: 1000, number: 7 }] {
+        let sent = flood(&wire, message);
+        scene.is_well();
+        let grown = memory(&scene).saturating_sub(before);
+        assert!(grown < 1 << 20, "{sent} times {message:?}: {grown} bytes more");
+    }
+    // The last one is answered, when there is room for it.
+    say(&wire, Message::Stale { range: page(0), number: 8 });
+    while !matches!(hear(&wire), Some((Message::Seen { number: 8 }, _))) {}
+    let request = scene.load_begins(&wire, 4);
+    scene.show(&wire, request, 4, 61);
+    scene.loaded().unwrap();
+}
+
+#[test]
+fn answers_to_questions_that_are_not_read() {
+    let mut scene = Scene::new("answers_to_questions_that_are_not_read", 15);
+    let wire = scene.attached(RDWR);
+    let first = scene.load_begins(&wire, 4);
+    // The thread is woken, and asks again: the number can be guessed, the question cannot be known.
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (wire, over) = (&wire, &over);
+        scope.spawn(move || {
+            let mut ahead = 0;
+            while !over.load(std::sync::atomic::Ordering::Acquire) {
+                let source = Source::Object { serial: SERIAL };
+                let request = first + ahead;
+                let elsewhere = Message::Resolved { request, range: page(9), source, writable: true };
+                ahead = (ahead + 1) % 2000;
+                let _ = wire.send(&elsewhere.encode(), &[]);
+            }
+        });
+        let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scene.loaded()));
+        over.store(true, std::sync::atomic::Ordering::Release);
+        let fault = loaded.expect("an answer").expect_err("nobody has shown the page");
+        assert!(fault.is_hole_at(HERE + 4 * PAGE), "{fault:?}");
+    });
+    scene.is_well();
 }

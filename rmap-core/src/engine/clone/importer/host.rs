@@ -31,8 +31,18 @@ pub(crate) struct Host {
     /// What the status word holds as long as nothing has ended that this process does not know of.
     expected: u64,
     known: OwnVec<Known>,
-    /// What the socket has not taken: the exporter is stopped, or busy.
+    /// What the socket has not taken: the exporter is stopped, or busy. Only what the application asks for makes it longer: its
+    /// questions under way, and permits that it gives back.
     unsent: OwnVec<Message>,
+    /// The last notice whose answer the socket has not taken. It counts for all before.
+    unconfirmed: Option<u32>,
+    /// Questions for permits that were sent and then given up: so many may still be granted.
+    given_up: u32,
+}
+
+/// Whether a message is the question of this number.
+fn asks(message: &Message, number: u32) -> bool {
+    matches!(message, Message::Get { request, .. } | Message::Resolve { request, .. } if *request == number)
 }
 
 impl Host {
@@ -50,6 +60,8 @@ impl Host {
             expected: 0,
             known,
             unsent,
+            unconfirmed: None,
+            given_up: 0,
         })
     }
 
@@ -94,31 +106,63 @@ impl Host {
         if !self.alive {
             return Err(Error::NoSuchId);
         }
-        if self.unsent.is_empty() {
+        if !self.has_unsent() {
             match socket::send(&self.socket, &message.encode(), None) {
                 Ok(()) => return Ok(()),
                 Err(Errno::AGAIN) => {}
                 Err(_) => return Err(Error::NoSuchId),
             }
         }
-        self.unsent.push(message).map_err(failed("mmap"))?;
+        match message {
+            Message::Seen { number } => self.unconfirmed = Some(number),
+            message => self.unsent.push(message).map_err(failed("mmap"))?,
+        }
         poller.change(&self.socket, token, true).map_err(failed("epoll_ctl"))
     }
 
     pub(crate) fn has_unsent(&self) -> bool {
-        self.alive && !self.unsent.is_empty()
+        self.alive && (self.unconfirmed.is_some() || !self.unsent.is_empty())
+    }
+
+    /// Whether a question waits to be sent: nobody can have answered it.
+    pub(crate) fn is_unsent(&self, number: u32) -> bool {
+        self.unsent.iter().any(|message| asks(message, number))
+    }
+
+    /// Nobody waits for the answer to a question any more.
+    pub(crate) fn give_up(&mut self, number: u32, permit: bool) {
+        let unsent = self.unsent.len();
+        self.unsent.retain(|message| !asks(message, number));
+        if permit && self.unsent.len() == unsent {
+            self.given_up += 1;
+        }
+    }
+
+    /// A permit is granted or refused that nobody waits for. False if it was never asked for.
+    pub(crate) fn answers_late(&mut self) -> bool {
+        let given_up = self.given_up > 0;
+        self.given_up -= u32::from(given_up);
+        given_up
     }
 
     /// Sends what waits.
     pub(crate) fn flush(&mut self, poller: &Poller, token: u64) -> Result<()> {
-        while let Some(message) = self.unsent.first() {
+        while self.has_unsent() {
+            let answer = self.unconfirmed.map(|number| Message::Seen { number });
+            let Some(message) = answer.or(self.unsent.first().copied()) else { break };
             match socket::send(&self.socket, &message.encode(), None) {
+                Ok(()) if answer.is_some() => self.unconfirmed = None,
                 Ok(()) => drop(self.unsent.remove(0)),
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(errno) => return Err(failed("sendmsg")(errno)),
             }
         }
         poller.change(&self.socket, token, false).map_err(failed("epoll_ctl"))
+    }
+
+    /// How many messages are there to be received now.
+    pub(crate) fn count_received(&self) -> usize {
+        socket::bytes_received(&self.socket).map_or(0, |bytes| bytes.div_ceil(protocol::SIZE))
     }
 
     /// The next message, if there is one.
@@ -147,6 +191,7 @@ impl Host {
     pub(crate) fn bury(&mut self, poller: &Poller) {
         self.alive = false;
         self.unsent.clear();
+        self.unconfirmed = None;
         // A dead connection would be ready for ever.
         poller.remove(&self.socket);
     }

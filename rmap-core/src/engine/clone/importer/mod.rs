@@ -261,9 +261,14 @@ impl Importer {
         }
     }
 
-    /// Reads what an exporter has sent.
+    /// An exporter has sent something, or is gone.
     pub(crate) fn host_readable(&mut self, number: u32, calls: &Calls, poller: &Poller, token: u64) {
-        loop {
+        // A bound on what is read from one exporter before others are served.
+        self.read_messages(number, 64, calls, poller, token);
+    }
+
+    fn read_messages(&mut self, number: u32, most: usize, calls: &Calls, poller: &Poller, token: u64) {
+        for _ in 0..most {
             let Some(index) = self.host(number) else { return };
             match self.hosts[index].receive() {
                 Ok(None) => return,
@@ -329,6 +334,9 @@ impl Importer {
             return Ok(None);
         };
         let wanted = fits(self.requests[index].kind).ok_or(Error::Invalid("an answer to another request"))?;
+        if self.host(host).is_some_and(|index| self.hosts[index].is_unsent(number)) {
+            return Err(Error::Invalid("an answer to a question that was not sent yet"));
+        }
         let _ = self.requests.remove(index);
         Ok(Some(wanted))
     }
@@ -353,6 +361,8 @@ impl Importer {
             }
             Message::Refused { request, errno } => {
                 let Some((ticket, _)) = self.take_request(request, host, RequestKind::get)? else {
+                    let _ = self.host(host).map(|index| self.hosts[index].answers_late());
+                    self.close_idle_host(host);
                     return Ok(());
                 };
                 calls.fail(ticket, refusal(errno));
@@ -436,13 +446,17 @@ impl Importer {
     }
 
     /// Gives back a permit that came too late.
+    ///
+    /// # Errors
+    /// It was not asked for.
     fn give_back(&mut self, host: u32, grant: u32, poller: &Poller, token: u64) -> Result<()> {
-        match self.host(host) {
-            Some(index) => {
-                self.hosts[index].send(Message::Release { grant }, poller, token | u64::from(host))
-            }
-            None => Ok(()),
+        let Some(index) = self.host(host) else { return Ok(()) };
+        if !self.hosts[index].answers_late() {
+            return Err(Error::Invalid("a permit that was not asked for"));
         }
+        self.hosts[index].send(Message::Release { grant }, poller, token | u64::from(host))?;
+        self.close_idle_host(host);
+        Ok(())
     }
 
     fn accept_permit(
@@ -486,7 +500,8 @@ impl Importer {
         if said.map(|(_, said)| said) == expected {
             return;
         }
-        self.host_readable(number, calls, poller, token);
+        let most = self.host(number).map_or(0, |index| self.hosts[index].count_received());
+        self.read_messages(number, most, calls, poller, token);
         let (Some(index), Some((status, said))) = (self.host(number), said) else { return };
         if self.hosts[index].is_alive() && self.hosts[index].expected() != said {
             self.hosts[index].expect(said);
@@ -506,6 +521,9 @@ impl Importer {
             if limit.is_some_and(|limit| waited >= limit) {
                 let _ = self.requests.remove(index);
                 log!(Warn, "gave up waiting for an exporter after RMAP_PEER_TIMEOUT");
+                if let Some(host) = self.host(request.host) {
+                    self.hosts[host].give_up(request.number, request.kind.get().is_some());
+                }
                 match request.kind {
                     RequestKind::Get { ticket, .. } => calls.fail(ticket, Error::TimedOut),
                     RequestKind::Resolve { page } => self.refuse_block(page),
