@@ -642,7 +642,8 @@ fn notices_whose_answers_are_not_read() {
     let memory = |scene: &Scene| crate::anonymous(&scene.importer) + crate::shared(&scene.importer);
     scene.is_well();
     let before = memory(&scene);
-    for message in [Message::Stale { range: page(0), number: 7 }, Message::Removed { grant: 1000, number: 7 }] {
+    for message in [Message::Stale { range: page(0), number: 7 }, Message::Removed { grant: 1000, number: 7 }]
+    {
         let sent = flood(&wire, message);
         scene.is_well();
         let grown = memory(&scene).saturating_sub(before);

@@ -323,7 +323,21 @@ impl Listing {
         let (by_permit, by_address) = (Rows::new()?, Rows::new()?);
         shared.by_permit.store(by_permit.address(), Ordering::Relaxed);
         shared.by_address.store(by_address.address(), Ordering::Release);
-        Ok(Self { shared, by_permit, by_address, chunks: OwnVec::new(), free: OwnVec::new(), slots: 0 })
+        let mut listing =
+            Self { shared, by_permit, by_address, chunks: OwnVec::new(), free: OwnVec::new(), slots: 0 };
+        // What the first window would have to make room for.
+        listing.free.reserve(1)?;
+        listing.add_chunk()?;
+        Ok(listing)
+    }
+
+    /// Makes room for the counts of more windows.
+    fn add_chunk(&mut self) -> SysResult<()> {
+        let memory = OwnMemory::new(size_of::<Chunk>())?;
+        let (index, address) = (self.chunks.len(), memory.addr());
+        self.chunks.push(memory)?;
+        self.shared.chunks[index].store(address, Ordering::Release);
+        Ok(())
     }
 
     /// Memory for the shared side; zeroed, it has no rows and no chunks.
@@ -375,9 +389,7 @@ impl Listing {
             return Err(Errno::NOSPC);
         }
         if self.slots == self.chunks.len() * CHUNK {
-            let memory = OwnMemory::new(size_of::<Chunk>())?;
-            self.shared.chunks[self.chunks.len()].store(memory.addr(), Ordering::Release);
-            self.chunks.push(memory)?;
+            self.add_chunk()?;
         }
         // So that giving it back cannot fail.
         self.free.reserve(self.slots + 1)?;

@@ -123,6 +123,9 @@ impl Importer {
     pub(crate) fn new(config: Config) -> Result<Self> {
         let missing = |what| move |errno| Error::Unsupported { what, errno };
         let nothing = rustix::fs::memfd_create(c"rmap-nothing", rustix::fs::MemfdFlags::CLOEXEC);
+        // What the first attach would have to make room for.
+        let (mut windows, mut removed) = (OwnVec::new(), OwnVec::new());
+        windows.reserve(1).and_then(|()| removed.reserve(1)).map_err(failed("mmap"))?;
         Ok(Self {
             config,
             block: keep::block(),
@@ -130,10 +133,10 @@ impl Importer {
             next_host: 1,
             permits: OwnVec::new(),
             next_permit: 1,
-            windows: OwnVec::new(),
+            windows,
             listing: Listing::shared().and_then(Listing::new).map_err(failed("mmap"))?,
             make_room_at: config.window_limit,
-            removed: OwnVec::new(),
+            removed,
             status_pages: StatusPages::new(),
             pieces: RangeTable::new(),
             requests: OwnVec::new(),
