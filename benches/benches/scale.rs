@@ -3,7 +3,7 @@
 use rmap_bench::{
     Run, Samples, Table,
     live::APART,
-    measure::{once, time},
+    measure::{once, per_call, time},
     memory::touch,
 };
 use rmap_tests::{Actor, PAGE, PERMIT_MODE, RDWR, Reply, maps};
@@ -87,8 +87,10 @@ fn reserve(actor: &mut Actor, len: usize) -> usize {
 /// The time of an attach of a piece never attached before, while more and more stay attached.
 fn attach_times(run: &Run) {
     const MOST: usize = 100_000;
-    /// As many are looked at, at the end of each step.
-    const LAST: usize = 200;
+    /// As many are timed together: one may be shorter than the clock can tell.
+    const TOGETHER: usize = 20;
+    /// As many times, at the end of each step.
+    const TIMES: usize = 20;
     let mut table = Table::new(
         "Attach of a new piece of one page, with so many attachments of others, and their detach",
         &["attachments", "attach", "detach"],
@@ -96,32 +98,30 @@ fn attach_times(run: &Run) {
     let mut exporter = run.stage.actor();
     let heap = reserve(&mut exporter, MOST * APART);
     let apid = run.library.get(exporter.make_all()).expect("xpmem_get");
-    let mut attached: Vec<usize> = Vec::new();
-    'steps: for count in [200, 1000, 10_000, 50_000, MOST] {
+    let mut attached: Vec<usize> = Vec::with_capacity(MOST);
+    for count in [1000, 10_000, 50_000, MOST] {
         let [mut attach, mut detach] = [const { Samples::new() }; 2];
-        while attached.len() < count {
-            let mut result = Ok(0);
-            let offset = heap + attached.len() * APART;
-            let took = once(|| result = run.library.attach(apid, offset, PAGE));
-            match result {
-                Ok(here) => attached.push(here),
-                Err(why) => {
-                    let words = format!("not possible: {why} at {}", attached.len() + 1);
-                    table.row([count.to_string(), words]);
-                    // Where mappings have run out, malloc works no more: room for what follows.
-                    for here in attached.drain(attached.len().saturating_sub(1000)..) {
-                        run.library.detach(here).expect("xpmem_detach");
-                    }
-                    break 'steps;
-                }
-            }
-            if attached.len() + LAST > count {
+        let mut failed = None;
+        while attached.len() < count && failed.is_none() {
+            let took =
+                per_call(TOGETHER, || match run.library.attach(apid, heap + attached.len() * APART, PAGE) {
+                    Ok(here) => attached.push(here),
+                    Err(why) => failed = Some(why),
+                });
+            if attached.len() + TOGETHER * TIMES > count {
                 attach.push(took);
             }
         }
-        let half = attached.len() - LAST / 2;
-        for here in attached.drain(half..) {
-            detach.push(once(|| run.library.detach(here).expect("xpmem_detach")));
+        let last = attached.len().saturating_sub(TOGETHER * TIMES);
+        for group in attached.split_off(last).chunks(TOGETHER) {
+            let mut next = group.iter();
+            detach.push(per_call(group.len(), || {
+                run.library.detach(*next.next().expect("one for each call")).expect("xpmem_detach");
+            }));
+        }
+        if let Some(why) = failed {
+            table.row([count.to_string(), format!("not possible: {why} at {}", last + TOGETHER * TIMES)]);
+            break;
         }
         table.row([count.to_string(), attach.as_time(), detach.as_time()]);
     }
