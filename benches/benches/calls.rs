@@ -145,6 +145,7 @@ impl Subject {
     /// The pair for one piece again and again, for pieces of a heap at random, and for pieces of many exporters by turns.
     fn of_many(&self) {
         const PIECES: usize = 10_000;
+        const FAR_PIECES: usize = 500;
         let library = self.run.library;
         let mut exporters = self.run.stage.actors(64);
         let mut offers: Vec<(i64, usize)> = Vec::new();
@@ -161,10 +162,18 @@ impl Subject {
         let mut acts: Vec<(&str, Act<'_>)> = vec![
             ("one piece of one exporter", Box::new(move || library.pair(apid, heap, PIECE))),
             (
-                "10,000 pieces of one exporter, at random",
+                "10,000 pieces of it, at random",
                 Box::new(move || library.pair(apid, heap + random.below(PIECES) * live::APART, PIECE)),
             ),
         ];
+        for number in 0..FAR_PIECES {
+            library.pair(apid, NOWHERE + number * FAR, PIECE);
+        }
+        let mut far = Random::new(2);
+        acts.push((
+            "500 pieces of it, 1 GiB apart, at random",
+            Box::new(move || library.pair(apid, NOWHERE + far.below(FAR_PIECES) * FAR, PIECE)),
+        ));
         for (name, count) in [("a piece of each of 8 exporters", 8), ("a piece of each of 64 exporters", 64)]
         {
             let offers = &offers[..count];
