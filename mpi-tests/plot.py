@@ -21,7 +21,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from report import CONSUMERS, placement_boundary, replace_block, size_text, value_text  # noqa: E402
+from report import CONSUMERS, choose, read, replace_block, size_text, value_text  # noqa: E402
 
 TRANSPORTS = {"xpmem": "rmap", "tuned": "rmap, tuned", "cma": "CMA", "copy": "copy"}
 # Told apart without colours, too.
@@ -47,38 +47,6 @@ COLLECTIVE = ("bcast", "allreduce", "alltoall")
 TOLERANCE = 0.05
 BEGIN = "<!-- crossover sizes: written by `make plots` -->"
 END = "<!-- end of crossover sizes -->"
-
-
-def read(folder):
-    """All batches: dictionaries with what a result line has and which job it is from."""
-    batches = []
-    for path in sorted(folder.glob("*.job")):
-        repeat, consumer, transport, _ = path.name.split(".", 3)
-        for line in path.read_text().splitlines():
-            if not line.startswith("result "):
-                continue
-            _, measurement, ranks, size, value, slowest, before, after = line.split()
-            batches.append(
-                {
-                    "consumer": consumer,
-                    "transport": transport,
-                    "repeat": int(repeat),
-                    "measurement": measurement,
-                    "ranks": int(ranks),
-                    "size": int(size),
-                    "value": float(value),
-                    "slowest": None if slowest == "-" else float(slowest),
-                    "before": float(before),
-                    "after": float(after),
-                }
-            )
-    return batches
-
-
-def separate_cores(batches, boundary):
-    if boundary is None:
-        return batches
-    return [b for b in batches if b["before"] >= boundary and b["after"] >= boundary]
 
 
 def summarise(batches):
@@ -129,6 +97,7 @@ def draw(measurement, points, path, note, overview=False):
         axis.set_xticks(ticks)
         axis.set_xticklabels([size_text(s).replace(" ", "\u2009") for s in ticks], fontsize=8, rotation=30)
         axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axis.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
         axis.tick_params(axis="y", labelsize=8)
     if overview:
@@ -142,7 +111,7 @@ def draw(measurement, points, path, note, overview=False):
         legend.update(zip(*reversed(axis.get_legend_handles_labels())))
     labels = [name for name in TRANSPORTS.values() if name in legend]
     handles = [legend[name] for name in labels]
-    figure.suptitle(f"{title}{' between two ranks' if overview else ''}, by size of the message", fontsize=12, x=0.02, ha="left")
+    figure.suptitle(title + (" between two ranks" if overview else ""), fontsize=12, x=0.02, ha="left")
     figure.legend(handles, labels, loc="upper right", ncol=4, frameon=False, fontsize=10)
     figure.text(0.02, 0.005, note, fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.025, 1, 0.97))
@@ -241,7 +210,7 @@ def ranks_text(batches):
     return f"{usual} ranks" + (f" ({', '.join(others)})" if others else "")
 
 
-def write_results(path, points, batches, used, boundary, conditions):
+def write_results(path, points, batches, used, boundary, placement, conditions):
     ranks = ranks_text(batches)
     lines = [
         "<!-- Written by `make plots`: changes here are lost. -->",
@@ -268,8 +237,8 @@ def write_results(path, points, batches, used, boundary, conditions):
     if boundary is not None:
         lines.append(
             f"- Two virtual cores may be two hyperthreads of one physical core, where everything in caches is several times as fast, and the hypervisor moves them "
-            f"every few seconds. So the round trip of a cache line between the ranks is measured around each batch. It was below {boundary:.0f} ns in "
-            f"{100 - 100 * len(used) // len(batches)} % of all batches (or before or after them): they are left out. What remains was measured on two separate cores."
+            f"every few seconds. So the round trip of a cache line between the ranks is measured around each batch: it was less than {boundary:.0f} ns or more. Only batches that were measured on "
+            f"**{placement}** are used."
         )
     lines += ["", "## Crossover sizes", "", *crossover_text(points)]
     for measurement, (title, unit, _, _) in MEASUREMENTS.items():
@@ -298,8 +267,7 @@ def main():
     if not batches:
         sys.exit(f"no results in {folder}")
     conditions = dict(line.split("=", 1) for line in (folder / "conditions").read_text().splitlines())
-    boundary = placement_boundary([b[k] for b in batches for k in ("before", "after")])
-    used = separate_cores(batches, boundary)
+    used, boundary, placement = choose(batches)
     with open(folder / "results.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(batches[0]))
         writer.writeheader()
@@ -311,20 +279,16 @@ def main():
         if not any(points[measurement][c][t] for c in CONSUMERS for t in TRANSPORTS):
             continue
         few = measurement in ("latency", "bandwidth", "bibandwidth")
-        note = f"{machine_text(conditions)}; {'2 ranks' if few else ranks_text(batches)}; medians, and bands with the middle half of all batches"
+        note = f"{machine_text(conditions)}; {'2 ranks' if few else ranks_text(batches)}; {placement + '; ' if boundary else ''}medians, and bands with the middle half of all batches"
         draw(measurement, points[measurement], documents / f"mpi-{measurement}.svg", note)
         if measurement == "bandwidth":
             draw(measurement, points[measurement], documents / "bandwidth.svg", note, overview=True)
-    write_results(documents / "mpi-results.md", points, batches, used, boundary, conditions)
+    write_results(documents / "mpi-results.md", points, batches, used, boundary, placement, conditions)
     text = crossover_text(points)
     replace_block(documents / "tuning.md", BEGIN, END, text)
     print("\n".join(text))
     if boundary is not None:
-        print(f"\nbatches on separate cores: {len(used)} of {len(batches)} (boundary {boundary:.0f} ns)")
-    wanted = {(b["measurement"], b["consumer"], b["transport"], b["size"]) for b in batches}
-    there = {(b["measurement"], b["consumer"], b["transport"], b["size"]) for b in used}
-    if wanted - there:
-        print(f"{len(wanted - there)} of {len(wanted)} points have no such batch: more repetitions are needed (RMAP_PLOT_REPEATS)")
+        print(f"\nused: {len(used)} of {len(batches)} batches, on {placement} (boundary {boundary:.0f} ns)")
 
 
 main()

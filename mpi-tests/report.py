@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""What plot.py and profile.py have in common."""
+"""What plot.py and profile.py have in common.
+
+    report.py FOLDER
+
+prints the jobs whose results have a gap, for measure.sh: a size for which there is no batch in the placement of cores that is used.
+"""
 
 import math
 import statistics
+import sys
+from pathlib import Path
 
 CONSUMERS = {
     "ompi-vader": "Open MPI, vader",
@@ -50,3 +57,60 @@ def replace_block(path, begin, end, lines):
         head, rest = text.split(begin, 1)
         tail = rest.split(end, 1)[1]
         path.write_text(head + begin + "\n" + "\n".join(lines) + "\n" + end + tail)
+
+
+def read(folder):
+    """All batches: dictionaries with what a result line has and which job it is from."""
+    batches = []
+    for path in sorted(folder.glob("*.job")):
+        repeat, consumer, transport, kind, _ = path.name.split(".", 4)
+        for line in path.read_text().splitlines():
+            if not line.startswith("result "):
+                continue
+            _, measurement, ranks, size, value, slowest, before, after = line.split()
+            batches.append(
+                {
+                    "consumer": consumer,
+                    "transport": transport,
+                    "kind": kind,
+                    "repeat": int(repeat),
+                    "measurement": measurement,
+                    "ranks": int(ranks),
+                    "size": int(size),
+                    "value": float(value),
+                    "slowest": None if slowest == "-" else float(slowest),
+                    "before": float(before),
+                    "after": float(after),
+                }
+            )
+    return batches
+
+
+def point(batch):
+    return batch["measurement"], batch["consumer"], batch["transport"], batch["size"]
+
+
+def choose(batches):
+    """The batches to use, the boundary between placements of cores if there are two, and the name of the one that is used.
+
+    Separate cores, because that is what ranks have on machines that were made for them, unless more points have batches on shared ones."""
+    boundary = placement_boundary([b[k] for b in batches for k in ("before", "after")])
+    if boundary is None:
+        return batches, None, ""
+    apart = [b for b in batches if min(b["before"], b["after"]) >= boundary]
+    together = [b for b in batches if max(b["before"], b["after"]) < boundary]
+    if len({point(b) for b in together}) > len({point(b) for b in apart}):
+        return together, boundary, "two hyperthreads of one core"
+    return apart, boundary, "two separate cores"
+
+
+def main():
+    batches = read(Path(sys.argv[1]))
+    used, _, _ = choose(batches)
+    there = {point(b) for b in used}
+    for consumer, transport, kind in sorted({(b["consumer"], b["transport"], b["kind"]) for b in batches if point(b) not in there}):
+        print(consumer, transport, kind)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,7 +25,7 @@
 #define WINDOW 64
 #define LARGEST (64 * MIB)
 #define BATCHES 5
-#define PATIENCE 8.0
+#define PATIENCE 4.0
 
 struct outcome {
     double average, slowest; /* Seconds of one iteration. */
