@@ -365,6 +365,7 @@ fn a_direct_read_in_flight_arrives_whole() {
 fn an_asynchronous_direct_read_arrives_whole() {
     const MANY: usize = 2048;
     const READ: u64 = 22;
+    const IOSQE_ASYNC: u64 = 1 << 4;
     let name = "an_asynchronous_direct_read_arrives_whole";
     let stage = Stage::new(name, 120);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
@@ -388,7 +389,9 @@ fn an_asynchronous_direct_read_arrives_whole() {
         );
         exporter.fill(there, MANY, 1);
         let here = importer.attach(apid, there, len);
-        let entry = [READ | (fd as u64) << 32, 0, there as u64, len as u64, 1, 0, 0, 0];
+        // By the thread that asks, or by one of the kernel's own.
+        let by_worker = if round % 4 < 2 { 0 } else { IOSQE_ASYNC << 8 };
+        let entry = [READ | by_worker | (fd as u64) << 32, 0, there as u64, len as u64, 1, 0, 0, 0];
         words(&mut exporter, ring.entries, &entry);
         exporter.store(ring.rings + ring.tail, round + 1).unwrap();
         // Under way, and nobody waits for it.
@@ -452,4 +455,42 @@ fn pages_that_a_child_has_too_are_not_pinned() {
     importer.fill(here, MANY, 201);
     exporter.check(there, MANY, 201);
     child.check(there, MANY, 1);
+}
+
+#[test]
+fn a_direct_read_of_libaio_arrives_whole() {
+    const MANY: usize = 2048;
+    let name = "a_direct_read_of_libaio_arrives_whole";
+    let stage = Stage::new(name, 120);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let file = stamped(MANY, 5000);
+    let Ok(fd) = open_direct(&mut exporter, &file) else {
+        return skip(name, NO_DIRECT);
+    };
+    // Not in the memory that is attached.
+    let board = exporter.board();
+    let (context, control, list, events) = (board, board + 64, board + 128, board + 192);
+    exporter.store(context, 0).unwrap();
+    if let Err(errno) = exporter.sys(libc::SYS_io_setup, &[1, context]) {
+        return skip(name, &format!("no asynchronous I/O (errno {errno})"));
+    }
+    let queue = exporter.load(context).unwrap() as usize;
+    let len = MANY * PAGE;
+    let there = exporter.anon(len);
+    let segid = exporter.make_all();
+    let apid = importer.get(segid);
+    for _ in 0..10 {
+        exporter.anon_at(there, len);
+        exporter.fill(there, MANY, 1);
+        let here = importer.attach(apid, there, len);
+        words(&mut exporter, control, &[0, 0, (fd as u64) << 32, there as u64, len as u64, 0, 0, 0]);
+        words(&mut exporter, list, &[control as u64]);
+        assert_eq!(exporter.sys(libc::SYS_io_submit, &[queue, 1, list]), Ok(1));
+        importer.ok(&format!("touch {here:#x} {} {}", MANY / 2, PAGE * 2));
+        assert_eq!(exporter.sys(libc::SYS_io_getevents, &[queue, 1, 1, events, 0]), Ok(1));
+        assert_eq!(exporter.load(events + 16), Ok(len as u64));
+        exporter.check(there, MANY, 5000);
+        importer.check(here, MANY, 5000);
+        importer.detach(here);
+    }
 }
