@@ -97,10 +97,10 @@ measure_first() {
     rally
     tell "drop 16"
 }
-# until_separate COUNT FUNCTION: until COUNT calls have ended on separate cores, or for a minute.
+# until_separate COUNT FUNCTION: until COUNT calls have ended on separate cores, or for a while.
 until_separate() {
     local good=0 begin=$SECONDS between
-    while [ "$good" -lt "$1" ] && [ $((SECONDS - begin)) -lt 60 ]; do
+    while [ "$good" -lt "$1" ] && [ $((SECONDS - begin)) -lt 20 ]; do
         "$2"
         between=$(placement_boundary <"$folder/rallies")
         [ "$last" -lt "$between" ] || good=$((good + 1))

@@ -18,10 +18,15 @@ CONSUMERS = {
     "impi": "Intel MPI",
 }
 
+# Nanoseconds: a round trip of a cache line that took longer was interrupted.
+INTERRUPTED = 1500
+
 
 def placement_boundary(times):
     """If round trips of a cache line (nanoseconds) are of two kinds, a time between the kinds; None if all are alike."""
-    times = sorted(math.log(max(t, 1)) for t in times)
+    times = sorted(math.log(max(t, 1)) for t in times if t < INTERRUPTED)
+    if not times:
+        return None
     times = times[len(times) // 50 : len(times) - len(times) // 50]
     low, high = times[0], times[-1]
     for _ in range(50):
