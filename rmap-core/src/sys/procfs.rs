@@ -147,6 +147,20 @@ pub(crate) fn is_hidden(tid: u32) -> bool {
     matches!(open(path.as_c_str()), Err(Errno::ACCESS | Errno::PERM))
 }
 
+/// Whether process `pid` is known to be stopped, by a signal or a debugger.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    let mut buffer = [0; 128];
+    let path = PathBuffer::format(format_args!("/proc/{pid}/stat"));
+    let text = read_small(path.as_c_str(), &mut buffer);
+    text.ok().and_then(process_state).is_some_and(|state| matches!(state, b'T' | b't'))
+}
+
+/// The state in the text of a `stat` file. It follows the name, in which anything may be.
+fn process_state(text: &[u8]) -> Option<u8> {
+    let name_ends = text.iter().rposition(|byte| *byte == b')')?;
+    text.get(name_ends + 2).copied()
+}
+
 /// Whether thread `tid` waits for a userfaultfd event to be read. `None` where the kernel does not tell.
 ///
 /// # Errors
@@ -178,6 +192,13 @@ mod tests {
         assert_eq!(field(text, b"VmPin:", 10), Some(12));
         assert_eq!(field(text, b"SigBlk:", 16), Some(0x40));
         assert_eq!(field(text, b"VmLck:", 10), None);
+    }
+
+    #[test]
+    fn the_state_comes_after_the_name() {
+        assert_eq!(process_state(b"17 (a) R (b) T 1 17 17 0 -1 4194304"), Some(b'T'));
+        assert_eq!(process_state(b"17 (a"), None);
+        assert_eq!(process_state(b"17 (a)"), None);
     }
 
     #[test]

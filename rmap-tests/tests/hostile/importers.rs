@@ -1,10 +1,10 @@
 //! Against an exporter: it stays as it is, and serves an honest importer meanwhile.
 
-use crate::protocol::{Access, Message};
+use crate::protocol::{Access, Message, Source};
 use crate::range::Range;
 use crate::{ARENA, PATIENCE, anonymous, descriptors, hear, say, shared};
 use nix::errno::Errno;
-use rmap_tests::{Actor, PAGE, Random, Stage, Wire, counter, seed};
+use rmap_tests::{Actor, PAGE, Random, Reply, Stage, Wire, counter, seed};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -503,5 +503,55 @@ fn more_guests_than_descriptors() {
     let (wire, grant, range) = scene.guest();
     assert!(matches!(ask(&wire, resolve(1, grant, ARENA, range)), Some(Message::Resolved { .. })));
     drop(wire);
+    scene.ends();
+}
+
+#[test]
+fn a_notice_that_is_answered_late() {
+    let mut scene = Scene::new("a_notice_that_is_answered_late");
+    let file = scene.exporter.memfd(8 * PAGE);
+    let (rw, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    let address = scene.exporter.mmap(0, 8 * PAGE, rw, flags, file, 0);
+    let all = Range::new(address, 8 * PAGE).unwrap();
+    let id = scene.exporter.make(address, 8 * PAGE);
+    let wire = scene.connect();
+    let get = Message::Get { request: 1, segment: counter(id), access: Access::ReadWrite };
+    let Some(Message::Granted { grant, .. }) = ask(&wire, get) else { panic!("no permit") };
+    let shown = ask(&wire, resolve(2, grant, address, all));
+    assert!(matches!(shown, Some(Message::Resolved { source: Source::File { .. }, .. })), "{shown:?}");
+    let unmap = |page: usize| format!("sys {} {:#x} {:#x}", libc::SYS_munmap, address + page * PAGE, PAGE);
+    let next = |wire: &Wire| match hear(wire) {
+        Some((Message::Stale { number, .. }, _)) => number,
+        other => panic!("{other:?} instead of a notice"),
+    };
+    scene.exporter.tell(&unmap(0));
+    let number = next(&wire);
+    // It is alive, but has no core for a while.
+    let busy = Duration::from_millis(2500);
+    assert!(matches!(wire.receive(busy), Err(Errno::EAGAIN)));
+    let (pid, mut waits) = (scene.exporter.pid(), String::new());
+    let path = format!("/proc/{pid}/task/{pid}/wchan");
+    scene.exporter.wait_until("the kernel says where a thread sleeps", || {
+        waits = std::fs::read_to_string(&path).unwrap();
+        waits != "0"
+    });
+    assert!(
+        waits.starts_with("userfaultfd_event_wait"),
+        "it goes on although the file may be read there: {waits}"
+    );
+    say(&wire, Message::Seen { number });
+    assert_eq!(scene.exporter.answer(), Reply::Ok("0".into()));
+    // One that does not answer at all holds nobody up for ever, and the next time not at all.
+    scene.exporter.tell(&unmap(1));
+    let number = next(&wire);
+    assert_eq!(scene.exporter.answer(), Reply::Ok("0".into()));
+    for page in 2..8 {
+        scene.exporter.tell(&unmap(page));
+        assert_eq!(scene.exporter.answer(), Reply::Ok("0".into()));
+    }
+    say(&wire, Message::Seen { number });
+    assert_eq!(scene.exporter.remove(id), Ok(0));
+    drop(wire);
+    scene.exporter.sys(libc::SYS_close, &[file as usize]).unwrap();
     scene.ends();
 }

@@ -10,6 +10,7 @@ use crate::range::Range;
 use crate::sys::event::Poller;
 use crate::sys::socket::{self, Peer};
 use crate::sys::{Errno, SysResult};
+use core::time::Duration;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// A permit that the importer holds.
@@ -47,6 +48,10 @@ pub(crate) struct Client {
     /// Number of the last notice that it was told, and of the last that it has answered.
     told: u32,
     seen: u32,
+    /// It has not answered a notice since which it may still show a file.
+    owes: bool,
+    /// Since when a thread of this process is held for it.
+    held_since: Option<Duration>,
     /// It has let a notice go unanswered for too long.
     slow: bool,
 }
@@ -72,6 +77,8 @@ impl Client {
             has_status: false,
             told: 0,
             seen: 0,
+            owes: false,
+            held_since: None,
             slow: false,
         })
     }
@@ -180,6 +187,7 @@ impl Client {
             unsaid |= socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN);
         }
         self.overdue |= unsaid;
+        self.owes |= any && self.maps_files;
         any
     }
 
@@ -206,6 +214,7 @@ impl Client {
             return;
         }
         self.told = number;
+        self.owes = true;
         let message = Message::Stale { range, number };
         if socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN) {
             self.overdue = true;
@@ -223,12 +232,30 @@ impl Client {
         self.seen = number;
         // One that was slow must catch up before it is waited for again.
         self.slow &= number != self.told;
+        self.owes &= number != self.told;
         Ok(())
     }
 
-    /// Whether a notice is unanswered, but may be answered soon.
+    /// Whether it may show a file that it was told is gone, but may say soon that it does not. Without a permit it shows nothing.
     pub(crate) fn is_waited_for(&self) -> bool {
-        self.told != self.seen && !self.slow
+        self.owes && !self.slow && !self.is_guest()
+    }
+
+    /// A thread of this process is held until it answers.
+    pub(crate) fn is_waited_for_from(&mut self, now: Duration) {
+        if self.is_waited_for() {
+            self.held_since.get_or_insert(now);
+        }
+    }
+
+    /// Since when a thread is held for it.
+    pub(crate) fn waited_for_since(&self) -> Option<Duration> {
+        self.held_since
+    }
+
+    /// No thread is held for it any more.
+    pub(crate) fn was_waited_for(&mut self) {
+        self.held_since = None;
     }
 
     /// Does not wait for it before it answers a notice.

@@ -285,7 +285,7 @@ impl Exporter {
         // After they were told: an importer that sees this looks for the message.
         self.status.segment_removed();
         if self.shared.next_in(segment.range).is_some() {
-            self.notices.wait();
+            self.wait_for_importers();
         }
         log!(Info, "segment {counter} removed");
         let reachable = self.backed.next_in(segment.range).is_some();
@@ -408,7 +408,7 @@ impl Exporter {
     fn send_away(&mut self, number: u32) {
         if let Some(index) = self.client(number) {
             log!(Warn, "process {} has no permit and is sent away", self.clients[index].pid());
-            drop(self.clients.remove(index));
+            self.drop_client(number);
         }
     }
 
@@ -430,8 +430,11 @@ impl Exporter {
     }
 
     fn drop_client(&mut self, number: u32) {
-        if let Some(index) = self.client(number) {
-            drop(self.clients.remove(index));
+        let client = self.client(number).and_then(|index| self.clients.remove(index));
+        if let Some((user, since)) =
+            client.and_then(|client| Some((client.uid(), client.waited_for_since()?)))
+        {
+            self.notices.charge(user, since);
         }
     }
 
