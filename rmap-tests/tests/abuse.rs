@@ -1,7 +1,7 @@
 //! Programs that do what a library does not expect of them. None of it may hang, and none may harm the other side.
 
 use nix::sys::{signal::Signal, wait::WaitStatus};
-use rmap_tests::{PAGE, Setup, Stage, compare, pattern::Seen};
+use rmap_tests::{PAGE, Reply, Setup, Stage, compare, pattern::Seen};
 
 /// Closes all descriptors but the first three.
 const CLOSE_ALL: [usize; 3] = [3, u32::MAX as usize, 0];
@@ -265,4 +265,48 @@ fn sizes_and_windows_of_the_runtimes() {
     assert_eq!(importer.release(apid), Ok(0));
     let here = importer.attach(again, start, 2 << 20);
     assert_eq!(importer.load(here + (block - start)), Ok(77));
+}
+
+#[test]
+fn calls_after_all_descriptors_are_closed() {
+    let stage = Stage::new("calls_after_all_descriptors_are_closed", 60);
+    let (mut exporter, mut actor, mut other) = (stage.actor(), stage.actor(), stage.actor());
+    let theirs = exporter.anon(4 * PAGE);
+    let segid = exporter.make(theirs, 4 * PAGE);
+    let address = actor.anon(16 * PAGE);
+    actor.fill(address, 16, 20);
+    let own = actor.make(address, 16 * PAGE);
+    let there = other.get_attach(own, 0, 16 * PAGE);
+    other.check(there, 4, 20);
+    // A thread waits for an answer that does not come.
+    exporter.freeze();
+    actor.ok(&format!("send 1 xpmem get {segid} 2 1 0"));
+    actor.sys(libc::SYS_close_range, &CLOSE_ALL).unwrap();
+    let Reply::Ok(words) = actor.ask("receive 1") else { panic!("no answer") };
+    assert_eq!(words, format!("-1 {}", libc::ENOENT));
+    exporter.thaw();
+    // Nobody serves it any more, and it is told so. What is its own stays its own.
+    assert_eq!(actor.try_make(address, PAGE, 0o600), Err(libc::ENOENT));
+    assert_eq!(actor.try_get(segid, 2), Err(libc::ENOENT));
+    // Its files are not written to.
+    let file = actor.memfd(PAGE);
+    let more: Vec<i32> = (0..40).map(|_| actor.memfd(PAGE)).collect();
+    assert_eq!(actor.try_make(address, PAGE, 0o600), Err(libc::ENOENT));
+    for number in [&[file][..], &more].concat() {
+        let bytes = std::fs::read(format!("/proc/{}/fd/{number}", actor.pid())).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0), "the library has written to descriptor {number}");
+    }
+    actor.check(address, 16, 20);
+    actor.munmap(address, 4 * PAGE);
+    actor.ok("spawn exit 0");
+    let mut child = actor.fork();
+    let fresh = child.anon(PAGE);
+    child.fill(fresh, 1, 28);
+    let again = child.make(fresh, PAGE);
+    let there = other.get_attach(again, 0, PAGE);
+    other.check(there, 1, 28);
+    child.exit();
+    actor.exit();
+    other.exit();
+    exporter.exit();
 }

@@ -1,5 +1,6 @@
 //! epoll and eventfd.
 
+use super::maps::FileId;
 use super::{Errno, SysResult, raw};
 use core::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -110,12 +111,19 @@ pub(crate) fn wait_for_any<const N: usize>(fds: [BorrowedFd<'_>; N]) {
 
 /// A counter that wakes a [`Poller`].
 #[derive(Debug)]
-pub(crate) struct Doorbell(OwnedFd);
+pub(crate) struct Doorbell(OwnedFd, FileId);
 
 impl Doorbell {
     pub(crate) fn new() -> SysResult<Self> {
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-        Ok(Self(rustix::event::eventfd(0, flags)?))
+        let fd = rustix::event::eventfd(0, flags)?;
+        let id = FileId::of(&fd)?;
+        Ok(Self(fd, id))
+    }
+
+    /// Whether the descriptor has not been closed by somebody else, and is not that of another file by now: of another kind, at least.
+    pub(crate) fn is_there(&self) -> bool {
+        FileId::of(&self.0) == Ok(self.1)
     }
 
     pub(crate) fn ring(&self) {

@@ -205,6 +205,14 @@ pub(crate) fn time_on_core(tid: u32) -> Option<Duration> {
     clock(id as usize)
 }
 
+/// Ends all that the calling thread does.
+pub(crate) fn sleep_for_ever() -> ! {
+    let word = AtomicU32::new(0);
+    loop {
+        super::futex::wait(&word, 0, None);
+    }
+}
+
 /// Leaves the core to others for a while.
 pub(crate) fn pause(time: Duration) {
     let time = [time.as_secs(), u64::from(time.subsec_nanos())];

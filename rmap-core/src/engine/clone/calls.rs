@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::own::OwnMemory;
 use crate::range::Range;
-use crate::sys::SysResult;
 use crate::sys::event::Doorbell;
+use crate::sys::{Errno, SysResult};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// A request of the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,11 +62,17 @@ type Board = Slots<Call, Result<Answer>, SLOTS>;
 pub(crate) struct Calls {
     memory: OwnMemory,
     doorbell: Doorbell,
+    /// Nobody answers any more.
+    closed: AtomicBool,
 }
 
 impl Calls {
     pub(crate) fn new() -> SysResult<Self> {
-        Ok(Self { memory: OwnMemory::new(size_of::<Board>())?, doorbell: Doorbell::new()? })
+        Ok(Self {
+            memory: OwnMemory::new(size_of::<Board>())?,
+            doorbell: Doorbell::new()?,
+            closed: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn doorbell(&self) -> &Doorbell {
@@ -79,8 +86,27 @@ impl Calls {
     }
 
     /// Makes a call and waits for its answer.
+    ///
+    /// # Errors
+    /// Those of the call; and [`Error::Unsupported`] if the application has closed the library's descriptors.
     pub(crate) fn post(&self, call: Call) -> Result<Answer> {
-        self.slots().post(call, || self.doorbell.ring())
+        let gone = Error::Unsupported { what: "a descriptor of this library's own", errno: Errno::BADF };
+        if self.is_gone() {
+            return Err(gone);
+        }
+        self.slots().post(call, || self.doorbell.ring(), || self.is_gone()).unwrap_or(Err(gone))
+    }
+
+    fn is_gone(&self) -> bool {
+        if !self.closed.load(Ordering::Relaxed) && !self.doorbell.is_there() {
+            self.close();
+        }
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Nobody will answer any more: callers get an error, those that wait within a second.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
     }
 
     /// Takes a posted call. For the service thread.
@@ -103,7 +129,6 @@ impl Calls {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn every_caller_gets_its_own_answer_even_when_slots_run_out() {

@@ -172,7 +172,7 @@ impl Service {
             });
             if let Err(errno) = waited {
                 if errno != Errno::INTR {
-                    log!(Error, "epoll_wait: {errno}");
+                    self.stop(errno);
                 }
                 continue;
             }
@@ -196,6 +196,18 @@ impl Service {
             self.exporter.mind_importers(self.calls, &self.poller, WATCHER);
             self.take_stock(deaf);
         }
+    }
+
+    /// The application has closed the library's descriptors, or has its own in their places: nothing can be done any more, and none of them may
+    /// be touched. Calls fail from now on, and importers see an exporter that has ended.
+    fn stop(&self, errno: Errno) -> ! {
+        log!(
+            Error,
+            "epoll_wait: {errno}: the process has closed the library's descriptors, and is not served any more"
+        );
+        self.calls.close();
+        self.exporter.ends();
+        thread::sleep_for_ever()
     }
 
     /// Makes up for the spare descriptors of this round, and lets others in again: if descriptors are free now, or if something has

@@ -9,12 +9,16 @@
 use super::handed::Handed;
 use crate::sys::futex::{self, Word};
 use core::sync::atomic::Ordering;
+use core::time::Duration;
 
 const FREE: u32 = 0;
 const CLAIMED: u32 = 1;
 const POSTED: u32 = 2;
 const TAKEN: u32 = 3;
 const DONE: u32 = 4;
+
+/// How often a caller that waits looks whether the other side is there at all: it has no event for its end.
+const NOW_AND_THEN: Duration = Duration::from_secs(1);
 
 #[repr(align(128))]
 struct Slot<C, A> {
@@ -48,9 +52,10 @@ impl<C, A, const COUNT: usize> Default for Slots<C, A, COUNT> {
 }
 
 impl<C, A, const COUNT: usize> Slots<C, A, COUNT> {
-    /// Makes a call and waits for its answer. `ring` tells the other side.
-    pub(crate) fn post(&self, call: C, ring: impl FnOnce()) -> A {
-        let slot = self.claim();
+    /// Makes a call and waits for its answer. `ring` tells the other side. `None` if `is_gone` finds, now and then, that nobody is
+    /// there to answer: the slot is not used again then.
+    pub(crate) fn post(&self, call: C, ring: impl FnOnce(), is_gone: impl Fn() -> bool) -> Option<A> {
+        let slot = self.claim(&is_gone)?;
         // SAFETY: the slot is CLAIMED, by this thread.
         unsafe { slot.call.put(call) };
         slot.state.store(POSTED, Ordering::Release);
@@ -60,25 +65,29 @@ impl<C, A, const COUNT: usize> Slots<C, A, COUNT> {
             if state == DONE {
                 break;
             }
-            futex::wait(&slot.state, state, None);
+            if futex::wait(&slot.state, state, Some(NOW_AND_THEN)) && is_gone() {
+                return None;
+            }
         }
         // SAFETY: the slot is DONE: the answer was put in before, and the other side does not come back to it.
         let answer = unsafe { slot.answer.take() };
         slot.state.store(FREE, Ordering::Release);
         self.freed.fetch_add(1, Ordering::Release);
         futex::wake(&self.freed);
-        answer
+        Some(answer)
     }
 
-    fn claim(&self) -> &Slot<C, A> {
+    fn claim(&self, is_gone: &impl Fn() -> bool) -> Option<&Slot<C, A>> {
         loop {
             let freed = self.freed.load(Ordering::Acquire);
             for slot in &self.slots {
                 if slot.state.compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                    return slot;
+                    return Some(slot);
                 }
             }
-            futex::wait(&self.freed, freed, None);
+            if futex::wait(&self.freed, freed, Some(NOW_AND_THEN)) && is_gone() {
+                return None;
+            }
         }
     }
 

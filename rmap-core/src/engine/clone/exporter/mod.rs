@@ -354,6 +354,11 @@ impl Exporter {
         self.status.live_with_this_thread();
     }
 
+    /// Nobody follows the address space any more: importers must attach nothing new.
+    pub(crate) fn ends(&self) {
+        self.status.ends();
+    }
+
     /// Names memory that must never be adopted: the stack of the service thread.
     pub(crate) fn keep_out(&mut self, start: usize, len: usize) {
         self.kept_out = Range::new(start, len);

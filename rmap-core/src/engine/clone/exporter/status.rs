@@ -70,6 +70,11 @@ impl Status {
         self.word().fetch_add(1 << 32, Ordering::Release);
     }
 
+    /// Makes the mark that the kernel makes when the process dies.
+    pub(crate) fn ends(&self) {
+        self.word().fetch_or(u64::from(libc::FUTEX_OWNER_DIED), Ordering::Release);
+    }
+
     /// The descriptor for importers.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.read_only.as_fd()
