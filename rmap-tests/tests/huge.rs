@@ -1,6 +1,6 @@
 //! Memory that was in huge pages stays in huge pages, for the exporter and for all importers.
 
-use rmap_tests::{Actor, PAGE, Stage, maps, skip};
+use rmap_tests::{Actor, PAGE, Setup, Stage, maps, skip};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const HUGE: usize = 2 << 20;
@@ -255,6 +255,12 @@ fn hugetlb_memory_is_mapped_with_its_own_page_size() {
     // A part of a huge page cannot be mapped without the rest. Memory of another kind before and behind it is there.
     exporter.anon_at(there - PAGE, PAGE);
     exporter.fill(there - PAGE, 1, 3);
+    let exact = Setup { env: vec![("RMAP_WINDOW_LIMIT", "0".into())], ..Setup::default() };
+    let mut importer = stage.actor_with(&exact);
+    let apid = {
+        let segid = exporter.make_all();
+        importer.get(segid)
+    };
     let here = importer.attach(apid, there - PAGE, 2 * HUGE);
     importer.check(here, 1, 3);
     importer.check(here + PAGE, 1, 5);
