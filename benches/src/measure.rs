@@ -42,11 +42,6 @@ impl Samples {
         self.quantile(0.5)
     }
 
-    /// The largest.
-    pub fn max(&self) -> f64 {
-        self.quantile(1.0)
-    }
-
     /// Each divided by its neighbour of the same round: what slows a whole round down drops out.
     pub fn over(&self, base: &Self) -> Self {
         Self(self.0.iter().zip(&base.0).map(|(value, base)| value / base).collect())
