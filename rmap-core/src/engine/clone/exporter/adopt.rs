@@ -43,6 +43,29 @@ fn fill_existing(object: &Object, range: Range, vma: &Vma, pagemap: &Pagemap) ->
     each_run(range, pagemap, |run| fill(object, run))
 }
 
+/// As [`fill_existing`]; blocks that have all their pages become huge pages on the way; gives those.
+fn fill_and_collapse(
+    object: &Object,
+    range: Range,
+    vma: &Vma,
+    attributes: &Attributes,
+    pagemap: &Pagemap,
+    huge_pages: &mut HugePages,
+) -> SysResult<Option<Range>> {
+    let Some(blocks) = huge_pages.blocks_to_fill(range, attributes).filter(|_| vma.file.is_none()) else {
+        return fill_existing(object, range, vma, pagemap).map(|()| None);
+    };
+    let mut existing = 0;
+    pagemap.each_page(blocks.start(), blocks.end(), |_, page| existing += usize::from(page.exists()))?;
+    if existing * PAGE < blocks.len() {
+        return fill_existing(object, range, vma, pagemap).map(|()| None);
+    }
+    for rest in [Range::between(range.start(), blocks.start()), Range::between(blocks.end(), range.end())] {
+        rest.map_or(Ok(()), |rest| fill_existing(object, rest, vma, pagemap))?;
+    }
+    huge_pages.fill(object, blocks, |block| fill(object, block)).map(|()| Some(blocks))
+}
+
 /// Calls `each` for every run of pages that exist, until it fails.
 pub(crate) fn each_run(
     range: Range,
@@ -134,8 +157,12 @@ pub(crate) unsafe fn adopt(
     };
     // An importer with write access may have put pages where there was nothing.
     object.punch(range).map_err(failed("fallocate"))?;
-    let copied = if vma.shared { fill(object, range) } else { fill_existing(object, range, vma, pagemap) };
-    copied.map_err(failed("pwrite")).map_err(undo)?;
+    let copied = if vma.shared {
+        fill(object, range).map(|()| None)
+    } else {
+        fill_and_collapse(object, range, vma, attributes, pagemap, huge_pages)
+    };
+    let collapsed = copied.map_err(failed("pwrite")).map_err(undo)?;
     if !still_stopped() {
         return Err(undo(Error::OutOfResources { call: "stopping the threads", errno: Errno::CHILD }));
     }
@@ -179,7 +206,16 @@ pub(crate) unsafe fn adopt(
     }
     mapped.map_err(failed("mmap")).map_err(undo)?;
     // Before it is watched: in a watched range the kernel maps huge pages only where nothing is mapped yet.
-    huge_pages.make(object, range, attributes);
+    match collapsed {
+        // One step for each block; else the application would have a fault for each.
+        Some(blocks) if vma.prot.contains(ProtFlags::WRITE) => {
+            let _ = memory::populate_for_stores(blocks.start(), blocks.len());
+        }
+        Some(blocks) => {
+            let _ = memory::populate_for_loads(blocks.start(), blocks.len());
+        }
+        None => huge_pages.make(object, range, attributes),
+    }
     restore_attributes(range, attributes, vma.prot);
     if let Err(errno) = watchers.watch(range) {
         // SAFETY: the same promise: nothing runs.

@@ -4,6 +4,7 @@
 
 mod adopt;
 mod client;
+mod collapse;
 mod events;
 mod freeze;
 mod huge;
@@ -184,7 +185,7 @@ impl Exporter {
             postponed: OwnVec::new(),
             mover: Userfaultfd::for_moves().ok(),
             freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
-            huge_pages: HugePages::default(),
+            huge_pages: HugePages::new().map_err(failed("mmap"))?,
             freezing_since: Duration::ZERO,
             forking: false,
             watchers: Watchers::new()

@@ -1,0 +1,180 @@
+//! Collapsing blocks of an object while the next ones are filled.
+//!
+//! Filling a block and collapsing it take about as long as each other, and the cores of the threads that stand still are free. So a
+//! sibling collapses what is filled; what it has not begun when all is filled, the service thread does itself.
+
+use super::object::Object;
+use crate::own::OwnMemory;
+use crate::range::Range;
+use crate::sys::futex::{self, Word};
+use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
+use crate::sys::thread::{self, Sibling};
+use crate::sys::{Errno, SysResult};
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// Blocks in one call. Each call has the kernel empty the lists of all cores first.
+const BATCH: u32 = 2;
+
+/// Work for both.
+struct Order {
+    /// Where the blocks are mapped for it.
+    view: usize,
+    /// How many blocks are filled, and whether no more will be.
+    filled: Word,
+    /// How many are collapsed, or somebody's work.
+    claimed: AtomicU32,
+    /// Why one could not be; the rest is left alone then.
+    errno: AtomicU32,
+}
+
+const ALL: u32 = 1 << 31;
+
+impl Order {
+    /// The next blocks that are filled and nobody's work.
+    fn claim(&self) -> Option<(u32, u32)> {
+        let claim = |claimed: u32| {
+            let filled = self.filled.load(Ordering::Acquire) & !ALL;
+            (claimed < filled).then(|| filled.min(claimed + BATCH))
+        };
+        let first = self.claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
+        claim(first).map(|behind| (first, behind))
+    }
+
+    /// Collapses what is filled, until there is no more to claim.
+    fn work(&self) {
+        while let Some((first, behind)) = self.claim() {
+            let (at, len) = (self.view + first as usize * HUGE_PAGE, (behind - first) as usize * HUGE_PAGE);
+            // Again where pages were on their way to a list of another core.
+            let collapsed = match memory::collapse(at, len) {
+                Err(Errno::AGAIN) => memory::collapse(at, len),
+                collapsed => collapsed,
+            };
+            match collapsed {
+                // Somebody has a page in hand: the rest is huge.
+                Ok(()) | Err(Errno::AGAIN) => {}
+                Err(errno) => {
+                    self.errno.store(errno.raw_os_error().cast_unsigned(), Ordering::Relaxed);
+                    self.claimed.store(!ALL, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+extern "C" fn sibling_main(order: *mut c_void) -> i32 {
+    // SAFETY: `Collapser::fill` passes its order, and waits for the end of the sibling.
+    let order = unsafe { &*order.cast::<Order>() };
+    thread::die_with_parent();
+    loop {
+        let filled = order.filled.load(Ordering::Acquire);
+        order.work();
+        if filled & ALL != 0 {
+            return 0;
+        }
+        futex::wait(&order.filled, filled, None);
+    }
+}
+
+/// The stack and the orders of the sibling.
+#[derive(Debug)]
+pub(crate) struct Collapser {
+    order: OwnMemory,
+    stack: OwnMemory,
+}
+
+impl Collapser {
+    pub(crate) fn new() -> SysResult<Self> {
+        const STACK: usize = 16 << 10;
+        let stack = OwnMemory::new(STACK + PAGE)?;
+        // SAFETY: the guard page of a stack that is not in use.
+        unsafe { memory::protect(stack.addr(), PAGE, ProtFlags::empty()) }?;
+        Ok(Self { order: OwnMemory::new(size_of::<Order>())?, stack })
+    }
+
+    /// Has `fill` fill one block of the object after the other, and collapses them. The blocks are aligned, and whole when filled.
+    ///
+    /// # Errors
+    /// What `fill` fails with. Whether collapsing has worked is in the value.
+    pub(crate) fn fill(
+        &mut self,
+        object: &Object,
+        blocks: Range,
+        mut fill: impl FnMut(Range) -> SysResult<()>,
+    ) -> SysResult<SysResult<()>> {
+        let each = || {
+            let block = |start| Range::new(start, HUGE_PAGE);
+            (blocks.start()..blocks.end()).step_by(HUGE_PAGE).filter_map(block)
+        };
+        let view = View::of(object, blocks);
+        let order: *mut Order = core::ptr::with_exposed_provenance_mut(self.order.addr());
+        // SAFETY: own memory with room for an order; the sibling of the last one has been reaped.
+        let order = unsafe {
+            order.write(Order {
+                view: view.as_ref().map_or(0, |view| view.start),
+                filled: Word::new(0),
+                claimed: AtomicU32::new(0),
+                errno: AtomicU32::new(0),
+            });
+            &*order
+        };
+        if let Err(errno) = view {
+            return each().try_for_each(fill).map(|()| Err(errno));
+        }
+        let top = self.stack.addr() + self.stack.len();
+        let argument = core::ptr::from_ref(order).cast_mut().cast();
+        // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only. Without a sibling all is done here.
+        let sibling = unsafe { Sibling::spawn(top, sibling_main, argument) };
+        let mut filled = 0;
+        let result = each().try_for_each(|block| {
+            fill(block)?;
+            filled += 1;
+            order.filled.store(filled, Ordering::Release);
+            if filled.is_multiple_of(BATCH) {
+                futex::wake(&order.filled);
+            }
+            Ok(())
+        });
+        order.filled.store(filled | ALL, Ordering::Release);
+        futex::wake(&order.filled);
+        if result.is_ok() {
+            order.work();
+        }
+        if let Ok(sibling) = sibling {
+            sibling.reap();
+        }
+        drop(view);
+        result.map(|()| match order.errno.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => Err(Errno::from_raw_os_error(errno.cast_signed())),
+        })
+    }
+}
+
+/// A mapping of blocks for the collapsing alone: the kernel collapses what is mapped at addresses that agree.
+struct View {
+    start: usize,
+    all: Range,
+}
+
+impl View {
+    fn of(object: &Object, blocks: Range) -> SysResult<Self> {
+        let len = blocks.len() + HUGE_PAGE;
+        let all = memory::map_anonymous(len, ProtFlags::empty(), MapFlags::NORESERVE)?;
+        let all = Range::new(all, len).ok_or(Errno::NOMEM)?;
+        let view = Self { start: all.start().next_multiple_of(HUGE_PAGE), all };
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        // SAFETY: our own reservation.
+        unsafe {
+            memory::map_over(view.start, blocks.len(), prot, flags, object.own(), blocks.start() as u64)
+        }?;
+        Ok(view)
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; whoever worked on it is done.
+        let _ = unsafe { memory::unmap(self.all.start(), self.all.len()) };
+    }
+}
