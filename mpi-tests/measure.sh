@@ -31,8 +31,8 @@ case $folder in /*) ;; *) folder=$PWD/$folder ;; esac
 export MPI_TIMEOUT=${MPI_TIMEOUT:-120}
 
 declare -A recommended=(
-    [ompi-ucx]="UCX_RNDV_THRESH=2k"
-    [mpich-ucx]="UCX_RNDV_THRESH=2k"
+    [ompi-ucx]="UCX_RNDV_THRESH=4k"
+    [mpich-ucx]="UCX_RNDV_THRESH=4k"
 )
 
 prepare_user

@@ -20,7 +20,7 @@ die() { printf 'mpi-tests/profile: %s\n' "$*" >&2; exit 1; }
 folder=${RMAP_PROFILE_FOLDER:-$ROOT/target/profile}
 document=${RMAP_PROFILE_DOCUMENT:-$ROOT/docs/profile.md}
 rounds=${RMAP_PROFILE_ROUNDS:-60}
-export MPI_TIMEOUT=${MPI_TIMEOUT:-600} UCX_RNDV_THRESH=${UCX_RNDV_THRESH:-2k}
+export MPI_TIMEOUT=${MPI_TIMEOUT:-600} UCX_RNDV_THRESH=${UCX_RNDV_THRESH:-4k}
 prepare_user profile
 rm -rf "$folder"; mkdir -p "$folder"
 [ -e /sys/kernel/tracing/events/raw_syscalls/sys_enter ] || mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null || true
