@@ -13,5 +13,5 @@ CONSUMERS=(ompi-vader ompi-ucx mpich-ucx impi)
 placement_boundary() {
     # What took longer than 1500 was interrupted.
     sort -n | awk '$1 < 1500 { v[++n] = $1 }
-        END { a = v[int(n / 20) + 1]; b = v[n - int(n / 20)]; print (n && a > 0 && b > 2.5 * a) ? int(sqrt(a * b)) : 0 }'
+        END { a = v[int(n / 50) + 1]; b = v[n - int(n / 50)]; print (n && a > 0 && b > 2.5 * a) ? int(sqrt(a * b)) : 0 }'
 }

@@ -27,7 +27,6 @@ def placement_boundary(times):
     times = sorted(math.log(max(t, 1)) for t in times if t < INTERRUPTED)
     if not times:
         return None
-    times = times[len(times) // 50 : len(times) - len(times) // 50]
     low, high = times[0], times[-1]
     for _ in range(50):
         middle = (low + high) / 2
@@ -36,8 +35,12 @@ def placement_boundary(times):
         if not below or not above:
             return None
         low, high = statistics.median(below), statistics.median(above)
-    enough = min(len(below), len(above)) >= len(times) / 50
-    return math.exp((low + high) / 2) if enough and high - low > math.log(2.5) else None
+    # A kind is narrow; a few that were disturbed are not.
+    def is_kind(part):
+        return len(part) >= len(times) / 200 and part[3 * len(part) // 4] - part[len(part) // 4] < math.log(1.6)
+
+    return math.exp((low + high) / 2) if is_kind(below) and is_kind(above) and high - low > math.log(2.5) else None
+
 
 
 def size_text(size):
