@@ -297,3 +297,24 @@ fn little_address_space_is_enough() {
     importer.exit();
     exporter.exit();
 }
+
+#[test]
+fn places_that_do_not_exist() {
+    let stage = Stage::new("places_that_do_not_exist", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(16 * PAGE);
+    exporter.fill(address, 16, 20);
+    let segid = exporter.make_all();
+    let apid = importer.get(segid);
+    let here = importer.attach(apid, address, 16 * PAGE);
+    importer.check(here, 16, 20);
+    let before = rmap_tests::maps(importer.pid()).len();
+    for _ in 0..20 {
+        for place in [usize::MAX - PAGE + 1, 1 << 63, 0x7fff_ffff_f000] {
+            assert_eq!(importer.try_attach_at(apid, address, 16 * PAGE, place), Err(libc::EINVAL));
+        }
+    }
+    let now = rmap_tests::maps(importer.pid()).len();
+    assert!(now < before + 10, "{before} mappings before, {now} after");
+    importer.check(here, 16, 20);
+}

@@ -1,7 +1,8 @@
 //! System V shared memory, which has no descriptor.
 
-use super::memory::{self, HUGE_PAGE, PAGE};
-use super::{Errno, SysResult, raw};
+use super::maps::Maps;
+use super::memory::{self, PAGE};
+use super::{Errno, SysResult, raw, spare};
 
 /// Who may use a segment, and how large it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,19 +36,38 @@ pub(crate) unsafe fn map_over(
     writable: bool,
 ) -> SysResult<()> {
     let total = info(id)?.bytes.next_multiple_of(PAGE);
-    if offset.checked_add(len).is_none_or(|end| end > total) {
-        return Err(Errno::INVAL);
-    }
     let flags = if writable { 0 } else { libc::SHM_RDONLY as usize };
+    let maps = spare::instead_of_one(Maps::new)?;
     // SAFETY: address 0 lets the kernel choose a free place.
     let at = unsafe { raw::syscall(libc::SYS_shmat, [id as usize, 0, flags, 0, 0, 0]) }?;
+    // It ends with a page, which may be a huge one.
+    let end = maps.at(at).map_or(at + total, |vma| vma.end);
+    let to = offset.checked_add(len).filter(|to| *to <= end - at).map(|to| at + to);
+    // What is not wanted goes first: the kernel refuses to cut a huge page, and moving a part of one would move all of it.
+    let mut left = (at, end);
     // SAFETY: the mapping at `at` is ours alone; `addr` is the caller's promise.
     unsafe {
-        let moved = memory::move_over(at + offset, len, addr);
-        if memory::unmap(at, total) == Err(Errno::INVAL) {
-            // Of huge pages, which are mapped whole.
-            let _ = memory::unmap(at, total.next_multiple_of(HUGE_PAGE));
-        }
-        moved
+        let moved = to.ok_or(Errno::INVAL).and_then(|to| {
+            unmap(at, at + offset)?;
+            left.0 = at + offset;
+            unmap(to, end)?;
+            left.1 = to;
+            memory::move_over(left.0, len, addr)
+        });
+        moved.inspect_err(|_| {
+            let _ = unmap(left.0, left.1);
+        })
     }
+}
+
+/// Unmaps what is between two addresses, if anything.
+///
+/// # Safety
+/// As [`memory::unmap`].
+unsafe fn unmap(start: usize, end: usize) -> SysResult<()> {
+    if start >= end {
+        return Ok(());
+    }
+    // SAFETY: the caller's promise.
+    unsafe { memory::unmap(start, end - start) }
 }

@@ -683,3 +683,56 @@ fn answers_to_questions_that_are_not_read() {
     });
     scene.is_well();
 }
+
+#[test]
+fn an_object_that_cannot_be_trapped() {
+    let mut scene = Scene::new("an_object_that_cannot_be_trapped", 16);
+    // A file on a disk.
+    let path = std::env::temp_dir().join(format!("rmap-liar-{}", std::process::id()));
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    // As long as file systems let it be: it is refused for what it is, not for its length.
+    file.set_len(1 << 30).unwrap();
+    scene.object = file;
+    for flags in [RDWR, RDONLY] {
+        let (wire, apid) = scene.granted(flags);
+        let before = rmap_tests::maps(scene.importer.pid()).len();
+        for _ in 0..20 {
+            assert!(scene.importer.try_attach_at(apid, 0, PAGES * PAGE, HERE).is_err());
+        }
+        scene.importer.check(HERE, PAGES, 700 + 16);
+        let now = rmap_tests::maps(scene.importer.pid()).len();
+        assert!(now < before + 10, "{before} mappings before, {now} after");
+        assert_eq!(scene.importer.release(apid), Ok(0));
+        drop(wire);
+    }
+    scene.is_well();
+}
+
+#[test]
+fn a_system_v_segment_of_huge_pages() {
+    let name = "a_system_v_segment_of_huge_pages";
+    // Nobody touches it, so no huge page need be there.
+    let flags = 0o666 | libc::SHM_HUGETLB | libc::SHM_NORESERVE;
+    // SAFETY: takes numbers only.
+    let id = unsafe { libc::shmget(libc::IPC_PRIVATE, PAGES * PAGE, flags) };
+    if id < 0 {
+        return skip(name, &format!("shmget: {}", nix::errno::Errno::last()));
+    }
+    let mut scene = Scene::new(name, 17);
+    let wire = scene.attached(RDWR);
+    let before = rmap_tests::maps(scene.importer.pid()).len();
+    for _ in 0..20 {
+        // A part of a huge page.
+        let request = scene.load_begins(&wire, 2);
+        let source = Source::SystemV { id: id.cast_unsigned(), offset: 0 };
+        say(&wire, Message::Resolved { request, range: all(), source, writable: true });
+        let fault = scene.loaded().expect_err("not to be mapped");
+        assert!(fault.is_hole_at(HERE + 2 * PAGE), "{fault:?}");
+    }
+    // SAFETY: as above.
+    unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
+    let now = rmap_tests::maps(scene.importer.pid()).len();
+    assert!(now < before + 10, "{before} mappings before, {now} after");
+    scene.is_well();
+}

@@ -185,9 +185,12 @@ impl Importer {
         self.windows.reserve(1).map_err(failed("mmap"))?;
         // So that noting its end cannot fail.
         self.removed.reserve(self.windows.len() + 1).map_err(failed("mmap"))?;
+        let place = match place {
+            Some(place) => Some(Range::new(place, remote.len()).ok_or(Error::Invalid("no such address"))?),
+            None => None,
+        };
         let mut range = self.stage_base(remote, permit)?;
         if let Some(place) = place {
-            let place = Range::new(place, remote.len()).ok_or(Error::Invalid("no such address"))?;
             self.put_in_place(range, place).map_err(failed("mremap"))?;
             range = place;
         }
