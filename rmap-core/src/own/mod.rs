@@ -18,11 +18,13 @@ use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 
 /// The memfd behind all of it; -1 before the first use in a process.
 static FILE: AtomicI32 = AtomicI32::new(-1);
-/// Bytes of the sparse file; offsets are not used twice.
+/// Bytes of the sparse file.
 const SIZE: u64 = 1 << 46;
 /// Offset of a byte that may be written and that nobody reads.
 pub(crate) const SCRATCH: u64 = SIZE - PAGE as u64;
-static NEXT_OFFSET: AtomicU64 = AtomicU64::new(0);
+/// Where the lowest offset is that was used. Offsets are not used twice, and go down, as the addresses do that the kernel chooses: so pieces
+/// that follow each other are one mapping to the kernel, of which a process may not have many.
+static LOWEST: AtomicU64 = AtomicU64::new(SCRATCH);
 
 fn file() -> SysResult<BorrowedFd<'static>> {
     let fd = FILE.load(Ordering::Acquire);
@@ -36,7 +38,7 @@ fn file() -> SysResult<BorrowedFd<'static>> {
         let new = new_fd.into_raw_fd();
         // The caller holds the lock of the process context, so nobody else is here.
         FILE.store(new, Ordering::Release);
-        NEXT_OFFSET.store(0, Ordering::Relaxed);
+        LOWEST.store(SCRATCH, Ordering::Relaxed);
         new
     };
     // SAFETY: the descriptor stays open for the life of the process.
@@ -61,7 +63,9 @@ impl OwnMemory {
     pub(crate) fn new(len: usize) -> SysResult<Self> {
         let len = len.max(1).checked_next_multiple_of(PAGE).ok_or(Errno::NOMEM)?;
         let file = file()?;
-        let offset = NEXT_OFFSET.fetch_add(len as u64, Ordering::Relaxed);
+        let below = |lowest: u64| lowest.checked_sub(len as u64);
+        let lowest = LOWEST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below);
+        let offset = lowest.ok().and_then(below).ok_or(Errno::NOMEM)?;
         let addr = memory::map(len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, file, offset)?;
         memory::advise(addr, len, libc::MADV_DONTFORK)?;
         Ok(Self { addr, len, offset })
@@ -98,4 +102,24 @@ pub(crate) fn forget_after_fork() {
 /// A file that may be written at [`SCRATCH`].
 pub(crate) fn scratch() -> SysResult<BorrowedFd<'static>> {
     file()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::maps::Maps;
+    use core::ops::ControlFlow;
+
+    #[test]
+    fn pieces_are_not_mappings_each() {
+        let pieces: Vec<_> = (0..64).map(|_| OwnMemory::new(PAGE).unwrap()).collect();
+        let (file, mut mappings) = (file_id().unwrap(), 0);
+        let count = |vma: &crate::sys::maps::Vma, _: &[u8]| {
+            let shown = |piece: &OwnMemory| (vma.start..vma.end).contains(&piece.addr());
+            mappings += usize::from(vma.file == Some(file) && pieces.iter().any(shown));
+            ControlFlow::Continue(())
+        };
+        Maps::new().unwrap().each_vma(count).unwrap();
+        assert!(mappings < pieces.len() / 2, "{mappings} mappings of {} pieces", pieces.len());
+    }
 }
