@@ -1,6 +1,6 @@
 //! Windows that stay mapped when nobody is attached to them.
 
-use rmap_tests::{Actor, PAGE, Setup, Stage, maps};
+use rmap_tests::{Actor, PAGE, Reply, Setup, Stage, maps};
 
 const ARENA: usize = 0x2000_0000_0000;
 /// How much of an exporter one window shows.
@@ -317,4 +317,26 @@ fn places_that_do_not_exist() {
     let now = rmap_tests::maps(importer.pid()).len();
     assert!(now < before + 10, "{before} mappings before, {now} after");
     importer.check(here, 16, 20);
+}
+
+#[test]
+fn many_segments_that_are_removed_at_once() {
+    let stage = Stage::new("many_segments_that_are_removed_at_once", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(PAGE);
+    exporter.fill(address, 1, 20);
+    // More than are read from one exporter before others are served, and not more than a socket holds.
+    let segments: Vec<i64> = (0..200).map(|_| exporter.make(address, PAGE)).collect();
+    let permits: Vec<i64> = segments.iter().map(|segid| importer.get(*segid)).collect();
+    let here = importer.attach(permits[199], 0, PAGE);
+    importer.check(here, 1, 20);
+    importer.freeze();
+    for segid in segments {
+        assert_eq!(exporter.remove(segid), Ok(0));
+    }
+    // The very first that it does is to attach what is gone.
+    importer.tell(&format!("xpmem attach {} 0x0 {PAGE:#x} 0x0", permits[199]));
+    importer.thaw();
+    let Reply::Ok(words) = importer.answer() else { panic!("no answer") };
+    assert_eq!(words, format!("-1 {}", libc::ENOENT));
 }
