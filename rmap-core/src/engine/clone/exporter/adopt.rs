@@ -56,8 +56,11 @@ fn fill_and_collapse(
         return fill_existing(object, range, vma, pagemap).map(|()| None);
     };
     let mut existing = 0;
-    pagemap.each_page(blocks.start(), blocks.end(), |_, page| existing += usize::from(page.exists()))?;
-    if existing * PAGE < blocks.len() {
+    each_run(blocks, pagemap, |run| {
+        existing += run.len();
+        Ok(())
+    })?;
+    if existing < blocks.len() {
         return fill_existing(object, range, vma, pagemap).map(|()| None);
     }
     for rest in [Range::between(range.start(), blocks.start()), Range::between(blocks.end(), range.end())] {
@@ -72,24 +75,9 @@ pub(crate) fn each_run(
     pagemap: &Pagemap,
     mut each: impl FnMut(Range) -> SysResult<()>,
 ) -> SysResult<()> {
-    let mut run: Option<Range> = None;
-    let mut result = Ok(());
-    pagemap.each_page(range.start(), range.end(), |addr, page| {
-        if result.is_err() || !page.exists() {
-            return;
-        }
-        let page = Range::page_at(addr);
-        run = Some(match run {
-            Some(run) if run.end() == addr => run.join(page),
-            Some(run) => {
-                result = each(run);
-                page
-            }
-            None => page,
-        });
-    })?;
-    result?;
-    run.map_or(Ok(()), each)
+    pagemap.each_run(range.start(), range.end(), |start, end| {
+        Range::between(start, end).map_or(Ok(()), &mut each)
+    })
 }
 
 /// Gives a mapping the attributes that the mapping in its place had. Failing to is not worth failing for.

@@ -1,6 +1,6 @@
 //! Threads that have touched a page which is not there: each sleeps until the exporter has said what is.
 
-use super::super::protocol::{Access, Message, Source};
+use super::super::protocol::{Message, Source};
 use super::{Importer, RequestKind};
 use crate::error::{Error, Result};
 use crate::log::log;
@@ -21,13 +21,13 @@ pub(crate) struct Waiter {
 }
 
 /// Has the pages from `page` to the end of its 2 MiB mapped at once that the exporter has just put there: a thread that stores to one after
-/// the other would fault for each. It ends at the first that is not there.
-fn populate(local: Range, page: usize, stores: bool) {
+/// the other would fault for each. What is mapped for loads is mapped for stores, too, if they are allowed, and 16 pages in one step. It ends
+/// at the first page that is not there.
+fn populate(local: Range, page: usize) {
     let end = (page & !(HUGE_PAGE - 1)) + HUGE_PAGE;
     if let Some(range) = Range::between(page, end.min(local.end())) {
-        let kind = if stores { memory::populate_for_stores } else { memory::populate_for_loads };
         // Before Linux 5.14, and where it cannot be, threads fault.
-        let _ = kind(range.start(), range.len());
+        let _ = memory::populate_for_loads(range.start(), range.len());
     }
 }
 
@@ -120,8 +120,6 @@ impl Importer {
             return Ok(());
         };
         let is_object = matches!(source, Source::Object { .. });
-        let stores = writable
-            && self.permit(window.permit).is_some_and(|i| self.permits[i].access == Access::ReadWrite);
         let skipped = window.to_remote(local.start()).wrapping_sub(range.start());
         let source = match source {
             Source::File { offset } => Source::File { offset: offset.wrapping_add(skipped as u64) },
@@ -141,7 +139,7 @@ impl Importer {
             };
         }
         if is_object {
-            populate(local, page, stores);
+            populate(local, page);
         }
         self.wake(local);
         Ok(())
