@@ -33,12 +33,12 @@ const ALL: u32 = 1 << 31;
 impl Order {
     /// The next blocks that are filled and nobody's work.
     fn claim(&self) -> Option<(u32, u32)> {
-        let claim = |claimed: u32| {
-            let filled = self.filled.load(Ordering::Acquire) & !ALL;
-            (claimed < filled).then(|| filled.min(claimed + BATCH))
-        };
-        let first = self.claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
-        claim(first).map(|behind| (first, behind))
+        let mut behind = 0;
+        let claimed = self.claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |claimed| {
+            behind = (self.filled.load(Ordering::Acquire) & !ALL).min(claimed.saturating_add(BATCH));
+            (claimed < behind).then_some(behind)
+        });
+        claimed.ok().map(|first| (first, behind))
     }
 
     /// Collapses what is filled, until there is no more to claim.
