@@ -7,6 +7,7 @@ pub(crate) mod fd;
 pub(crate) mod futex;
 pub(crate) mod maps;
 pub(crate) mod memory;
+pub(crate) mod numa;
 pub(crate) mod pagemap;
 pub(crate) mod procfs;
 pub(crate) mod ptrace;

@@ -1,6 +1,7 @@
 //! Moving memory of this process into an object, in place, and back, while its threads stand still.
 
 use super::huge::HugePages;
+use super::numa::Placement;
 use super::object::{Object, Objects};
 use super::pins::OldPages;
 use super::watch::Watchers;
@@ -36,11 +37,17 @@ pub(crate) fn copy_to(object: &Object, from: usize, to: Range) -> SysResult<()> 
 
 /// Copies those pages of a private range that exist. A page of a private file mapping always does: in the file, if nowhere
 /// else.
-fn fill_existing(object: &Object, range: Range, vma: &Vma, pagemap: &Pagemap) -> SysResult<()> {
+fn fill_existing(
+    object: &Object,
+    range: Range,
+    vma: &Vma,
+    pagemap: &Pagemap,
+    placement: &mut Placement,
+) -> SysResult<()> {
     if vma.file.is_some() {
-        return fill(object, range);
+        return placement.copy(range, |part| fill(object, part));
     }
-    each_run(range, pagemap, |run| fill(object, run))
+    each_run(range, pagemap, |run| placement.copy(run, |part| fill(object, part)))
 }
 
 /// As [`fill_existing`]; blocks that have all their pages become huge pages on the way; gives those.
@@ -51,9 +58,10 @@ fn fill_and_collapse(
     attributes: &Attributes,
     pagemap: &Pagemap,
     huge_pages: &mut HugePages,
+    placement: &mut Placement,
 ) -> SysResult<Option<Range>> {
     let Some(blocks) = huge_pages.blocks_to_fill(range, attributes).filter(|_| vma.file.is_none()) else {
-        return fill_existing(object, range, vma, pagemap).map(|()| None);
+        return fill_existing(object, range, vma, pagemap, placement).map(|()| None);
     };
     let mut existing = 0;
     each_run(blocks, pagemap, |run| {
@@ -61,12 +69,16 @@ fn fill_and_collapse(
         Ok(())
     })?;
     if existing < blocks.len() {
-        return fill_existing(object, range, vma, pagemap).map(|()| None);
+        return fill_existing(object, range, vma, pagemap, placement).map(|()| None);
     }
     for rest in [Range::between(range.start(), blocks.start()), Range::between(blocks.end(), range.end())] {
-        rest.map_or(Ok(()), |rest| fill_existing(object, rest, vma, pagemap))?;
+        rest.map_or(Ok(()), |rest| fill_existing(object, rest, vma, pagemap, placement))?;
     }
-    huge_pages.fill(object, blocks, |block| fill(object, block)).map(|()| Some(blocks))
+    let fill_block = |block| {
+        placement.copy(block, |part| fill(object, part))?;
+        Ok(!placement.is_mixed(block))
+    };
+    huge_pages.fill(object, blocks, fill_block).map(|()| Some(blocks))
 }
 
 /// Calls `each` for every run of pages that exist, until it fails.
@@ -109,6 +121,7 @@ pub(crate) struct Means<'a> {
     pub(crate) pagemap: &'a Pagemap,
     pub(crate) watchers: &'a Watchers,
     pub(crate) huge_pages: &'a mut HugePages,
+    pub(crate) placement: &'a mut Placement,
     /// Given where a device may write to the memory: only private anonymous memory can be asked.
     pub(crate) mover: Option<&'a Userfaultfd>,
 }
@@ -138,17 +151,18 @@ pub(crate) unsafe fn adopt(
     means: Means<'_>,
     still_stopped: impl FnOnce() -> bool,
 ) -> Result<Adopted> {
-    let Means { pagemap, watchers, huge_pages, mover } = means;
+    let Means { pagemap, watchers, huge_pages, placement, mover } = means;
     let undo = |error: Error| {
         let _ = object.punch(range);
         error
     };
     // An importer with write access may have put pages where there was nothing.
     object.punch(range).map_err(failed("fallocate"))?;
+    let policy = placement.begin(object, range);
     let copied = if vma.shared {
-        fill(object, range).map(|()| None)
+        placement.copy(range, |part| fill(object, part)).map(|()| None)
     } else {
-        fill_and_collapse(object, range, vma, attributes, pagemap, huge_pages)
+        fill_and_collapse(object, range, vma, attributes, pagemap, huge_pages, placement)
     };
     let collapsed = copied.map_err(failed("pwrite")).map_err(undo)?;
     if !still_stopped() {
@@ -202,12 +216,13 @@ pub(crate) unsafe fn adopt(
         Some(blocks) => {
             let _ = memory::populate_for_loads(blocks.start(), blocks.len());
         }
-        None => huge_pages.make(object, range, attributes),
+        None => huge_pages.make(object, range, attributes, placement),
     }
+    placement.give(range, policy);
     restore_attributes(range, attributes, vma.prot);
     if let Err(errno) = watchers.watch(range) {
         // SAFETY: the same promise: nothing runs.
-        let undone = unsafe { privatize(object, range, vma.prot, watchers) };
+        let undone = unsafe { privatize(object, range, vma.prot, watchers, placement) };
         return Err(match undone {
             Ok(()) => undo(Error::OutOfResources { call: "UFFDIO_REGISTER", errno }),
             Err(error) => error,
@@ -228,8 +243,9 @@ pub(crate) unsafe fn privatize(
     range: Range,
     prot: ProtFlags,
     watchers: &Watchers,
+    placement: &Placement,
 ) -> Result<()> {
-    privatize_moved(object, range, range, prot, watchers)
+    privatize_moved(object, range, range, prot, watchers, placement)
 }
 
 /// Puts private memory over `to` that has what the object has at `from`.
@@ -242,6 +258,7 @@ pub(crate) fn privatize_moved(
     to: Range,
     prot: ProtFlags,
     watchers: &Watchers,
+    placement: &Placement,
 ) -> Result<()> {
     let all = ProtFlags::READ | ProtFlags::WRITE;
     let staging = memory::map_anonymous(to.len(), all, MapFlags::NORESERVE).map_err(failed("mmap"))?;
@@ -250,7 +267,11 @@ pub(crate) fn privatize_moved(
         let _ = unsafe { memory::unmap(staging, to.len()) };
         error
     };
-    copy_out(object, from, staging).map_err(failed("pread")).map_err(undo)?;
+    copy_out(object, from, to, staging, placement).map_err(failed("pread")).map_err(undo)?;
+    // After the copy, so that the pages are where they were, not where the policy would have them.
+    if let Some(staging) = Range::new(staging, to.len()) {
+        placement.carry(to.start(), staging);
+    }
     // SAFETY: only narrows what may be done with the staging area.
     unsafe { memory::protect(staging, to.len(), prot) }.map_err(failed("mprotect")).map_err(undo)?;
     // Replacing a watched range would raise an event that this very thread would have to read.
@@ -275,13 +296,17 @@ pub(crate) unsafe fn give_own_file(
     range: Range,
     prot: ProtFlags,
     watchers: &Watchers,
+    placement: &Placement,
 ) -> Result<OwnedFd> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let fd = rustix::fs::memfd_create(c"rmap-shared", flags).map_err(failed("memfd_create"))?;
     rustix::fs::ftruncate(&fd, range.len() as u64).map_err(failed("ftruncate"))?;
     let all = ProtFlags::READ | ProtFlags::WRITE;
     let view = memory::map(range.len(), all, MapFlags::SHARED, fd.as_fd(), 0).map_err(failed("mmap"))?;
-    let copied = copy_out(object, range, view);
+    let copied = copy_out(object, range, range, view, placement);
+    if let Some(view) = Range::new(view, range.len()) {
+        placement.carry(range.start(), view);
+    }
     // SAFETY: the view is ours.
     let _ = unsafe { memory::unmap(view, range.len()) };
     copied.map_err(failed("pread"))?;
@@ -295,22 +320,32 @@ pub(crate) unsafe fn give_own_file(
     Ok(fd)
 }
 
-/// Copies the pages that the object has in `range` to the memory at `staging`.
-fn copy_out(object: &Object, range: Range, staging: usize) -> SysResult<()> {
+/// Copies the pages that the object has in `range`, and that `mapped` maps, to the memory at `staging`.
+fn copy_out(
+    object: &Object,
+    range: Range,
+    mapped: Range,
+    staging: usize,
+    placement: &Placement,
+) -> SysResult<()> {
     let mut rest = Some(range);
     while let Some(data) = rest.and_then(|rest| object.next_data(rest)) {
-        let mut done = 0;
-        while done < data.len() {
-            let at = staging + (data.start() - range.start()) + done;
-            let offset = (data.start() + done) as u64;
-            // SAFETY: the staging area is the caller's own and as long as the range.
-            match unsafe { memory::read_to(object.own(), at, data.len() - done, offset) } {
-                Ok(0) => return Err(Errno::IO),
-                Ok(count) => done += count,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
+        let there = data.shifted(range.start(), mapped.start()).ok_or(Errno::INVAL)?;
+        placement.copy_back(there, |part| {
+            let mut done = part.start() - mapped.start();
+            let end = part.end() - mapped.start();
+            while done < end {
+                let offset = (range.start() + done) as u64;
+                // SAFETY: the staging area is the caller's own and as long as the range.
+                match unsafe { memory::read_to(object.own(), staging + done, end - done, offset) } {
+                    Ok(0) => return Err(Errno::IO),
+                    Ok(count) => done += count,
+                    Err(Errno::INTR) => {}
+                    Err(errno) => return Err(errno),
+                }
             }
-        }
+            Ok(())
+        })?;
         rest = Range::between(data.end(), range.end());
     }
     Ok(())

@@ -11,9 +11,10 @@ use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
 use crate::sys::thread::{self, Sibling};
 use crate::sys::{Errno, SysResult};
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Blocks in one call. Each call has the kernel empty the lists of all cores first.
+/// Blocks in one call. Each call has the kernel empty the lists of all cores first. No more than two: what is left of a batch without those
+/// to be left alone is one piece.
 const BATCH: u32 = 2;
 
 /// Work for both.
@@ -24,6 +25,8 @@ struct Order {
     filled: Word,
     /// How many are collapsed, or somebody's work.
     claimed: AtomicU32,
+    /// Those to be left as they are, by their bits.
+    left_alone: AtomicU64,
     /// Why one could not be; the rest is left alone then.
     errno: AtomicU32,
 }
@@ -44,7 +47,13 @@ impl Order {
     /// Collapses what is filled, until there is no more to claim.
     fn work(&self) {
         while let Some((first, behind)) = self.claim() {
+            let alone = |block: &u32| self.left_alone.load(Ordering::Relaxed) & 1 << *block != 0;
+            let first = (first..behind).find(|block| !alone(block)).unwrap_or(behind);
+            let behind = (first..behind).find(alone).unwrap_or(behind);
             let (at, len) = (self.view + first as usize * HUGE_PAGE, (behind - first) as usize * HUGE_PAGE);
+            if len == 0 {
+                continue;
+            }
             // Again where pages were on their way to a list of another core.
             let collapsed = match memory::collapse(at, len) {
                 Err(Errno::AGAIN) => memory::collapse(at, len),
@@ -92,7 +101,11 @@ impl Collapser {
         Ok(Self { order: OwnMemory::new(size_of::<Order>())?, stack })
     }
 
-    /// Has `fill` fill one block of the object after the other, and collapses them. The blocks are aligned, and whole when filled.
+    /// How much can be filled in one go.
+    pub(crate) const MOST: usize = u64::BITS as usize * HUGE_PAGE;
+
+    /// Has `fill` fill one block of the object after the other, and collapses those of which it says so. The blocks are aligned, and
+    /// whole when filled.
     ///
     /// # Errors
     /// What `fill` fails with. Whether collapsing has worked is in the value.
@@ -100,7 +113,7 @@ impl Collapser {
         &mut self,
         object: &Object,
         blocks: Range,
-        mut fill: impl FnMut(Range) -> SysResult<()>,
+        mut fill: impl FnMut(Range) -> SysResult<bool>,
     ) -> SysResult<SysResult<()>> {
         let each = || {
             let block = |start| Range::new(start, HUGE_PAGE);
@@ -114,12 +127,13 @@ impl Collapser {
                 view: view.as_ref().map_or(0, |view| view.start),
                 filled: Word::new(0),
                 claimed: AtomicU32::new(0),
+                left_alone: AtomicU64::new(0),
                 errno: AtomicU32::new(0),
             });
             &*order
         };
         if let Err(errno) = view {
-            return each().try_for_each(fill).map(|()| Err(errno));
+            return each().try_for_each(|block| fill(block).map(drop)).map(|()| Err(errno));
         }
         let top = self.stack.addr() + self.stack.len();
         let argument = core::ptr::from_ref(order).cast_mut().cast();
@@ -127,7 +141,9 @@ impl Collapser {
         let sibling = unsafe { Sibling::spawn(top, sibling_main, argument) };
         let mut filled = 0;
         let result = each().try_for_each(|block| {
-            fill(block)?;
+            if !fill(block)? {
+                order.left_alone.fetch_or(1 << filled, Ordering::Relaxed);
+            }
             filled += 1;
             order.filled.store(filled, Ordering::Release);
             if filled.is_multiple_of(BATCH) {

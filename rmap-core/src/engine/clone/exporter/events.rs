@@ -538,7 +538,7 @@ impl Exporter {
         let Some(object) = self.objects.get(serial) else {
             return Ok(());
         };
-        adopt::privatize_moved(object, from, to, vma.prot, &self.watchers)?;
+        adopt::privatize_moved(object, from, to, vma.prot, &self.watchers, &self.placement)?;
         adopt::restore_attributes(to, attributes, vma.prot);
         Ok(())
     }

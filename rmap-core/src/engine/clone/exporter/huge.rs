@@ -5,6 +5,7 @@
 //! turn it into memory, and fails anyway while an importer's window traps missing pages there.
 
 use super::collapse::Collapser;
+use super::numa::Placement;
 use super::object::Object;
 use crate::log::log;
 use crate::range::Range;
@@ -35,12 +36,12 @@ impl HugePages {
 
     /// The blocks of `range` that are to be huge pages and worth being made so while they are filled: if all their pages exist.
     pub(crate) fn blocks_to_fill(&self, range: Range, attributes: &Attributes) -> Option<Range> {
-        range
-            .blocks(HUGE_PAGE)
-            .filter(|blocks| blocks.len() >= FEW && self.skip == 0 && !attributes.no_huge_pages)
+        range.blocks(HUGE_PAGE).filter(|blocks| {
+            (FEW..=Collapser::MOST).contains(&blocks.len()) && self.skip == 0 && !attributes.no_huge_pages
+        })
     }
 
-    /// Has `fill` fill each of the blocks, and makes them huge pages.
+    /// Has `fill` fill each of the blocks, and makes those huge pages of which it says so.
     ///
     /// # Errors
     /// What `fill` fails with.
@@ -48,7 +49,7 @@ impl HugePages {
         &mut self,
         object: &Object,
         blocks: Range,
-        fill: impl FnMut(Range) -> SysResult<()>,
+        fill: impl FnMut(Range) -> SysResult<bool>,
     ) -> SysResult<()> {
         match self.collapser.fill(object, blocks, fill)? {
             Ok(()) => self.skipped = 0,
@@ -66,7 +67,13 @@ impl HugePages {
 
     /// Gives the blocks of `range` that have all their pages huge ones, where `range` maps them and the application has not asked for
     /// small ones. That it does not work is no error.
-    pub(crate) fn make(&mut self, object: &Object, range: Range, attributes: &Attributes) {
+    pub(crate) fn make(
+        &mut self,
+        object: &Object,
+        range: Range,
+        attributes: &Attributes,
+        placement: &Placement,
+    ) {
         if attributes.no_huge_pages {
             return;
         }
@@ -77,7 +84,7 @@ impl HugePages {
                     self.skip -= 1;
                     return;
                 }
-                match collapse(blocks) {
+                match placement.uniform(blocks, collapse) {
                     Ok(()) => self.skipped = 0,
                     // Somebody has a page in hand: the rest is huge.
                     Err(Errno::AGAIN) => {}

@@ -9,6 +9,7 @@ mod events;
 mod freeze;
 mod huge;
 mod notice;
+mod numa;
 mod object;
 mod pins;
 mod plan;
@@ -39,6 +40,7 @@ use events::Move;
 use freeze::{Freezer, Progress};
 use huge::HugePages;
 use notice::Notices;
+use numa::Placement;
 use object::{Object, Objects};
 use private_files::PrivateFiles;
 use status::Status;
@@ -147,6 +149,7 @@ pub(crate) struct Exporter {
     /// When threads began to be stopped.
     freezing_since: Duration,
     huge_pages: HugePages,
+    placement: Placement,
     /// A thread is between the start and the end of `fork`: nothing is adopted.
     forking: bool,
     watchers: Watchers,
@@ -186,6 +189,7 @@ impl Exporter {
             mover: Userfaultfd::for_moves().ok(),
             freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
             huge_pages: HugePages::new().map_err(failed("mmap"))?,
+            placement: Placement::new(),
             freezing_since: Duration::ZERO,
             forking: false,
             watchers: Watchers::new()
@@ -671,10 +675,11 @@ impl Exporter {
                 // SAFETY: all threads stand still.
                 let moved = unsafe {
                     if backing.origin == Origin::Shared {
-                        let fd = adopt::give_own_file(object, piece, vma.prot, &self.watchers);
+                        let fd =
+                            adopt::give_own_file(object, piece, vma.prot, &self.watchers, &self.placement);
                         fd.and_then(|fd| self.own_files.push(fd).map_err(failed("mmap")))
                     } else {
-                        adopt::privatize(object, piece, vma.prot, &self.watchers)
+                        adopt::privatize(object, piece, vma.prot, &self.watchers, &self.placement)
                     }
                 };
                 if let Err(error) = moved {

@@ -341,6 +341,7 @@ impl Exporter {
                 pagemap: &self.pagemap,
                 watchers: &self.watchers,
                 huge_pages: &mut self.huge_pages,
+                placement: &mut self.placement,
                 mover: self.mover.as_ref().filter(|_| asks),
             };
             // SAFETY: all other threads stand still (`frozen`).
