@@ -10,6 +10,7 @@
 #   make check            formatting, lints, documentation
 #   make fuzz             what peers may send, mutated for long (RMAP_FUZZ_SECONDS for each target, 3600)
 #   make test-kernel      the kernel module's tests, on Debian kernels in QEMU
+#   make test-numa        memory on the nodes of a machine with two of them, in QEMU
 #   make soak             the random tests for long (RMAP_SOAK_SECONDS each, 600), the C tests often
 
 PREFIX       ?= /usr/local
@@ -107,6 +108,9 @@ test: local-install
 test-kernel:
 	kernel/test/run.sh
 
+test-numa: all
+	ci/test-numa.sh
+
 soak: all
 	ci/soak.sh
 
@@ -120,4 +124,4 @@ check:
 clean:
 	$(CARGO) clean
 
-.PHONY: all install uninstall local-install demo plots profile test test-kernel soak fuzz check clean
+.PHONY: all install uninstall local-install demo plots profile test test-kernel test-numa soak fuzz check clean

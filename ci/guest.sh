@@ -14,6 +14,7 @@
 #   RMAP_GUEST_MEMORY     of the guest                    (2G)
 #   RMAP_GUEST_LIMIT      seconds until it is given up    (900)
 #   RMAP_GUEST_APPEND     more kernel parameters
+#   RMAP_GUEST_QEMU       more arguments of QEMU, of no spaces within
 #
 # Exit status 97: the guest died. 98: the command succeeded, but the kernel complained. 124: time is up.
 set -euo pipefail
@@ -194,13 +195,14 @@ run() {
         printf -- '-fsdev local,id=%s,path=%s,security_model=none,multidevs=remap%s ' "$1" "$2" "${3-}"
         printf -- '-device virtio-9p-pci,fsdev=%s,mount_tag=%s ' "$1" "$1"
     }
-    # shellcheck disable=SC2046 # the shares are words
+    # shellcheck disable=SC2046,SC2086 # the shares and further arguments are words
     timeout --foreground -k 10 "${RMAP_GUEST_LIMIT:-900}" qemu-system-x86_64 "${machine[@]}" \
         -smp 2 -m "${RMAP_GUEST_MEMORY:-2G}" -nodefaults -no-user-config -display none -no-reboot \
         -serial "file:$state/console" -chardev stdio,id=output,signal=off -serial chardev:output \
         -kernel "$cache/$release/boot/vmlinuz-$release" -initrd "$state/initramfs" \
         -append "console=ttyS0 loglevel=5 panic=-1 tsc=reliable mitigations=off ${RMAP_GUEST_APPEND-}" \
-        $(share files / ,readonly=on) $(share work "$folder") $(share guest "$state") </dev/null || qemu=$?
+        $(share files / ,readonly=on) $(share work "$folder") $(share guest "$state") \
+        ${RMAP_GUEST_QEMU-} </dev/null || qemu=$?
     if [ -s "$state/status" ]; then
         status=$(cat "$state/status")
     else
