@@ -25,6 +25,8 @@ set -euo pipefail
 cp -r /run/work /tmp/numa
 cd /tmp/numa
 export RMAP_TEST_LIB=$PWD/libxpmem.so RMAP_TEST_ACTOR=$PWD/rmap-test-actor
+# So that blocks of several nodes are left alone by the kernel, not by advice against huge pages.
+echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
 status=0
 for user in 0 65534; do
     echo "as user $user"

@@ -348,7 +348,7 @@ fn copy_out(
     let mut rest = Some(range);
     while let Some(data) = rest.and_then(|rest| object.next_data(rest)) {
         let there = data.shifted(range.start(), mapped.start()).ok_or(Errno::INVAL)?;
-        placement.copy_back(there, |part| {
+        placement.copy_elsewhere(there, |part| {
             let mut done = part.start() - mapped.start();
             let end = part.end() - mapped.start();
             while done < end {
@@ -379,14 +379,16 @@ pub(crate) fn rehome(
     to: Range,
     prot: ProtFlags,
     watchers: &Watchers,
+    placement: &mut Placement,
 ) -> Result<()> {
+    let policy = placement.begin(home, to);
     home.punch(to).map_err(failed("fallocate"))?;
     let old = to.shifted(to.start(), from).ok_or(Error::Invalid("moved from nowhere"))?;
     let mut rest = Some(old);
     while let Some(data) = rest.and_then(|rest| source.next_data(rest)) {
         if let Some(target) = data.shifted(from, to.start()) {
             // The new address still maps the old offset, but perhaps without the right to read.
-            copy_between(source, data.start(), home, target).map_err(failed("copy_file_range"))?;
+            copy_between(source, data.start(), home, target, placement).map_err(failed("copy_file_range"))?;
         }
         rest = Range::between(data.end(), old.end());
     }
@@ -395,13 +397,25 @@ pub(crate) fn rehome(
     // SAFETY: the object shows the same bytes at the new place.
     unsafe { memory::map_over(to.start(), to.len(), prot, flags, home.own(), to.start() as u64) }
         .map_err(failed("mmap"))?;
+    placement.give(to, policy);
     watchers.watch(to).map_err(failed("UFFDIO_REGISTER"))
 }
 
 /// Copies pages from one object to another, through a mapping of the source.
-fn copy_between(source: &Object, from: usize, target: &Object, to: Range) -> SysResult<()> {
+fn copy_between(
+    source: &Object,
+    from: usize,
+    target: &Object,
+    to: Range,
+    placement: &Placement,
+) -> SysResult<()> {
     let view = memory::map(to.len(), ProtFlags::READ, MapFlags::SHARED, source.own(), from as u64)?;
-    let result = copy_to(target, view, to);
+    let result = Range::new(view, to.len()).ok_or(Errno::INVAL).and_then(|pages| {
+        placement.copy_elsewhere(pages, |part| {
+            let there = part.shifted(view, to.start()).ok_or(Errno::INVAL)?;
+            copy_to(target, part.start(), there)
+        })
+    });
     // SAFETY: the view is ours.
     let _ = unsafe { memory::unmap(view, to.len()) };
     result

@@ -72,8 +72,8 @@ impl Placement {
         self.mixed.last() == Some(&block.start())
     }
 
-    /// As [`copy`](Self::copy), but nobody will ask for [`uniform`](Self::uniform) blocks.
-    pub(crate) fn copy_back(
+    /// As [`copy`](Self::copy), to where no huge pages are made afterwards.
+    pub(crate) fn copy_elsewhere(
         &self,
         range: Range,
         mut copy: impl FnMut(Range) -> SysResult<()>,

@@ -285,7 +285,7 @@ impl Exporter {
             return Err(Error::Invalid("an object that is not there"));
         };
         let attributes = self.smaps.attributes(range.start()).unwrap_or_default();
-        adopt::rehome(source, home, range.start(), range, vma.prot, &self.watchers)?;
+        adopt::rehome(source, home, range.start(), range, vma.prot, &self.watchers, &mut self.placement)?;
         adopt::restore_attributes(range, &attributes, vma.prot);
         let _ = source.punch(range);
         self.backed.insert(range, Backing { serial, ..backing }).map_err(failed("mmap"))?;
