@@ -10,6 +10,7 @@ const BITS: usize = usize::BITS as usize;
 /// The kernel takes the number of bits plus one.
 const MOST: usize = NODES + 1;
 const MPOL_PREFERRED: i32 = 1;
+const MPOL_LOCAL: i32 = 4;
 const MPOL_F_ADDR: usize = 1 << 1;
 const MPOL_F_MEMS_ALLOWED: usize = 1 << 2;
 
@@ -36,6 +37,9 @@ pub(crate) struct Policy {
 impl Policy {
     /// What the thread that touches a page first wants.
     pub(crate) const DEFAULT: Self = Self { mode: 0, nodes: Nodes::NONE };
+
+    /// The node of the core that touches a page first.
+    pub(crate) const LOCAL: Self = Self { mode: MPOL_LOCAL, nodes: Nodes::NONE };
 
     /// Another node only where this one has no memory left.
     pub(crate) fn preferred(node: u32) -> Self {

@@ -130,7 +130,9 @@ fn probe() -> SysResult<bool> {
 fn forget_policy(object: &Object, range: Range) -> SysResult<()> {
     let flags = MapFlags::SHARED | MapFlags::NORESERVE;
     let view = memory::map(range.len(), ProtFlags::empty(), flags, object.own(), range.start() as u64)?;
-    let forgotten = numa::bind(view, range.len(), &Policy::DEFAULT);
+    // The kernel does nothing where the mapping has the policy already, whatever the file has.
+    let forgotten = numa::bind(view, range.len(), &Policy::LOCAL)
+        .and_then(|()| numa::bind(view, range.len(), &Policy::DEFAULT));
     // SAFETY: the view is ours.
     let _ = unsafe { memory::unmap(view, range.len()) };
     forgotten
