@@ -631,6 +631,8 @@ static void test_death(void)
 
 int main(int argc, char **argv)
 {
+	/* Here a detach unmaps what was attached, so that it can be seen. */
+	setenv("RMAP_WINDOW_LIMIT", "0", 1);
 	serve_if_peer(argc, argv);
 	begin();
 	/* The first call of this process is one that fails. */

@@ -72,6 +72,8 @@ int main(void)
 	int64_t segid, apid;
 	int cmd;
 
+	/* So that DETACH unmaps. */
+	setenv("RMAP_WINDOW_LIMIT", "0", 1);
 	begin();
 	/* The first call of the library in this process. */
 	CALL(r, xpmem_ioctl(CMD_VERSION, NULL));
