@@ -99,11 +99,15 @@ pub(crate) fn advise(addr: usize, len: usize, advice: libc::c_int) -> SysResult<
 }
 
 /// Has the kernel put huge pages in place of the small ones of a range that maps a file in memory (Linux 6.1). The bytes stay the
-/// same.
+/// same. The range begins and ends at borders of huge pages.
 ///
 /// # Errors
 /// `EINVAL` where the kernel cannot or may not; others where it could not now. Some of the range may have huge pages then.
 pub(crate) fn collapse(addr: usize, len: usize) -> SysResult<()> {
+    // Linux 6.1 collapses only where something is mapped.
+    for block in (addr..addr + len).step_by(HUGE_PAGE) {
+        let _ = populate_for_loads(block, PAGE);
+    }
     // SAFETY: the advice leaves the bytes alone.
     unsafe { raw::syscall(libc::SYS_madvise, [addr, len, libc::MADV_COLLAPSE as usize, 0, 0, 0]) }.map(drop)
 }
