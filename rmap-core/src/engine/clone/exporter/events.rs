@@ -54,14 +54,14 @@ impl Held {
     }
 
     /// The only ranges where mappings may have changed, in order; `None` if that is not known. What changes without
-    /// an event, a mapping that grows in place, is found when somebody asks for it.
-    fn scope(&self) -> SysResult<Option<OwnVec<Range>>> {
+    /// an event, a mapping that grows in place, is found when somebody asks for it; or it is among `unwatched`.
+    fn scope(&self, unwatched: impl Iterator<Item = Range>) -> SysResult<Option<OwnVec<Range>>> {
         if self.elsewhere || self.is_empty() {
             return Ok(None);
         }
         let mut touched = OwnVec::new();
-        for range in self.touched.iter() {
-            touched.push(*range)?;
+        for range in self.touched.iter().copied().chain(unwatched) {
+            touched.push(range)?;
         }
         touched.sort_unstable();
         let mut scope: OwnVec<Range> = OwnVec::new();
@@ -132,7 +132,8 @@ fn held_threads(tasks: &OwnedFd, settle: bool) -> Result<Held> {
         });
     }
     result.map_err(failed("read of /proc/self/task"))?;
-    held.elsewhere |= !in_time;
+    // One that is awake may be about to sleep on the very event that is read next.
+    held.elsewhere |= !in_time || !awake.is_empty();
     Ok(held)
 }
 
@@ -303,7 +304,13 @@ impl Exporter {
         };
         // What has moved may be anywhere. Without quick look-ups, reading all of the maps is no more work than reading a part.
         let moving = !self.moves.is_empty() || self.lost_moves || !self.maps.finds_by_address();
-        let scope = if moving { None } else { held.scope().map_err(failed("mmap"))? };
+        let scope = if moving {
+            None
+        } else {
+            // A copy of a file is not the file any more when the mapping becomes writable, of which there is no event.
+            let copies = self.backed.iter().filter(|span| matches!(span.value.origin, Origin::Copied(_)));
+            held.scope(copies.map(|span| span.range)).map_err(failed("mmap"))?
+        };
         match &scope {
             Some(scope) => self.survey_within(scope, &mut survey)?,
             None => self.survey(&mut survey)?,
