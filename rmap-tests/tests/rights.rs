@@ -440,8 +440,13 @@ fn nobody_takes_the_name_of_a_living_process() {
     assert_eq!(Door::named_like(segid).unwrap_err(), Errno::EADDRINUSE);
     importer.check(here, 1, 20);
     exporter.kill();
-    // Whoever has the name next gets nothing from those who knew the one before.
-    let squatter = Door::named_like(segid).unwrap();
+    // Whoever has the name next gets nothing from those who knew the one before. A sibling that was stopping threads ends a moment later.
+    let mut squatter = None;
+    importer.wait_until("the name is free", || {
+        squatter = Door::named_like(segid).ok();
+        squatter.is_some()
+    });
+    let squatter = squatter.unwrap();
     assert_eq!(importer.try_attach(apid, 0, PAGE), Err(libc::ENOENT));
     let seen = importer.look(here, 8);
     assert!(

@@ -147,6 +147,8 @@ struct QueryArgs {
 }
 
 const QUERY: usize = 0xc068_6611;
+const WRITABLE: u64 = 0x02;
+const SHARED: u64 = 0x08;
 const COVERING_OR_NEXT: u64 = 0x10;
 const OF_FILES: u64 = 0x20;
 
@@ -239,12 +241,12 @@ impl Maps {
         Ok(found)
     }
 
-    /// Whether a file is mapped whose name satisfies `wanted`.
-    pub(crate) fn any_file(&self, mut wanted: impl FnMut(&[u8]) -> bool) -> SysResult<bool> {
+    /// Whether a file is mapped shared and writable whose name satisfies `wanted`.
+    pub(crate) fn any_shared_file(&self, mut wanted: impl FnMut(&[u8]) -> bool) -> SysResult<bool> {
         let mut addr = 0;
         while self.supported.load(Ordering::Relaxed) {
             let mut name = Name::new(&[0; Name::LONGEST]);
-            match self.ask(addr, COVERING_OR_NEXT | OF_FILES, Some(&mut name)) {
+            match self.ask(addr, COVERING_OR_NEXT | OF_FILES | SHARED | WRITABLE, Some(&mut name)) {
                 Ok(_) if wanted(name.as_bytes()) => return Ok(true),
                 Ok(vma) => addr = vma.end,
                 Err(Errno::NOENT) => return Ok(false),
@@ -252,8 +254,8 @@ impl Maps {
             }
         }
         let mut found = false;
-        self.each_vma(|_, path| {
-            found = wanted(path);
+        self.each_vma(|vma, path| {
+            found = vma.shared && vma.prot.contains(ProtFlags::WRITE) && wanted(path);
             if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         Ok(found)
@@ -393,6 +395,7 @@ fn attribute_line(line: &[u8], found: &mut Attributes) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::memory;
 
     #[test]
     fn a_line_of_maps_is_understood() {
@@ -434,9 +437,15 @@ mod tests {
             Maps { fd: procfs::open(c"/proc/thread-self/maps").unwrap(), supported: AtomicBool::new(false) };
         let program = std::env::current_exe().unwrap();
         let program = program.as_os_str().as_encoded_bytes();
+        let file = rustix::fs::memfd_create(c"shared here", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, memory::PAGE as u64).unwrap();
+        let both = ProtFlags::READ | ProtFlags::WRITE;
+        memory::map(memory::PAGE, both, memory::MapFlags::SHARED, std::os::fd::AsFd::as_fd(&file), 0)
+            .unwrap();
         for maps in [maps, without] {
-            assert!(maps.any_file(|name| name == program).unwrap());
-            assert!(!maps.any_file(|name| name == b"/no such file").unwrap());
+            assert!(maps.any_shared_file(|name| name.starts_with(b"/memfd:shared here")).unwrap());
+            // Mapped, but not so.
+            assert!(!maps.any_shared_file(|name| name == program).unwrap());
         }
         let query = Maps::new().unwrap();
         let mut files = 0;

@@ -34,7 +34,7 @@ pub(crate) fn counted() -> bool {
 /// Whether the process has a ring of io_uring or a context of libaio.
 fn has_rings(maps: &Maps) -> bool {
     let is_ring = |path: &[u8]| path.starts_with(b"anon_inode:[io_uring]") || path.starts_with(b"/[aio]");
-    maps.any_file(is_ring).unwrap_or(true)
+    maps.any_shared_file(is_ring).unwrap_or(true)
 }
 
 /// The old pages of a private anonymous range, out of everybody's reach.
