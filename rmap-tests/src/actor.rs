@@ -47,6 +47,13 @@ pub struct Setup {
     pub env: Vec<(&'static str, String)>,
 }
 
+impl Setup {
+    /// With one variable more in its environment than others.
+    pub fn with_env(name: &'static str, value: &str) -> Self {
+        Self { env: vec![(name, value.to_owned())], ..Self::default() }
+    }
+}
+
 /// A signal that an access got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {

@@ -9,7 +9,7 @@ const CLOSE_ALL: [usize; 3] = [3, u32::MAX as usize, 0];
 #[test]
 fn switched_off() {
     let stage = Stage::new("switched_off", 60);
-    let off = Setup { env: vec![("RMAP_DISABLE", "1".into())], ..Setup::default() };
+    let off = Setup::with_env("RMAP_DISABLE", "1");
     let (mut exporter, mut disabled) = (stage.actor(), stage.actor_with(&off));
     let address = exporter.anon(PAGE);
     let segid = exporter.make(address, PAGE);

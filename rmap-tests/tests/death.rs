@@ -305,7 +305,7 @@ fn a_stopped_exporter_that_is_killed() {
 fn a_wait_for_a_stopped_exporter_can_be_limited() {
     let stage = Stage::new("a_wait_for_a_stopped_exporter_can_be_limited", 60);
     let mut exporter = stage.actor();
-    let limited = Setup { env: vec![("RMAP_PEER_TIMEOUT", "1".into())], ..Setup::default() };
+    let limited = Setup::with_env("RMAP_PEER_TIMEOUT", "1");
     let mut importer = stage.actor_with(&limited);
     let address = exporter.anon(4 * PAGE);
     exporter.fill(address, 4, 20);

@@ -1,5 +1,6 @@
 //! Processes that have no descriptor left: the library serves them, and others, all the same.
 
+use nix::sys::{signal::Signal, wait::WaitStatus};
 use rmap_tests::pattern::Seen;
 use rmap_tests::{Actor, PAGE, RDWR, Stage};
 
@@ -130,4 +131,23 @@ fn an_importer_finds_what_is_there() {
     exporter.anon_at(private, 4 * PAGE);
     exporter.fill(private, 4, 90);
     importer.check(here, 4, 90);
+}
+
+#[test]
+fn a_hole_for_an_importer_that_blocks_sigbus() {
+    let stage = Stage::new("a_hole_for_an_importer_that_blocks_sigbus", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(2 * PAGE);
+    exporter.munmap(address, PAGE);
+    let segid = exporter.make_all();
+    let here = importer.get_attach(segid, address, 2 * PAGE);
+    // The set is the bit of signal 7, as a word.
+    let set = importer.number("text 4000000000000000");
+    importer.sys(libc::SYS_rt_sigprocmask, &[0, set, 0, 8]).unwrap();
+    exhaust(&mut importer);
+    importer.tell(&format!("load {here:#x}"));
+    assert_eq!(importer.answer_if_alive(), None);
+    let status = importer.wait_end();
+    assert!(matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGBUS, _))), "{status:?}");
+    exporter.exit();
 }

@@ -255,7 +255,7 @@ fn hugetlb_memory_is_mapped_with_its_own_page_size() {
     // A part of a huge page cannot be mapped without the rest. Memory of another kind before and behind it is there.
     exporter.anon_at(there - PAGE, PAGE);
     exporter.fill(there - PAGE, 1, 3);
-    let exact = Setup { env: vec![("RMAP_WINDOW_LIMIT", "0".into())], ..Setup::default() };
+    let exact = Setup::with_env("RMAP_WINDOW_LIMIT", "0");
     let mut importer = stage.actor_with(&exact);
     let apid = {
         let segid = exporter.make_all();

@@ -549,7 +549,7 @@ fn detach_by_any_address_inside() {
     let mut exporter = stage.actor();
     let mut keeper = stage.actor();
     // No window is kept that nobody is attached to.
-    let unkept = Setup { env: vec![("RMAP_WINDOW_LIMIT", "0".into())], ..Setup::default() };
+    let unkept = Setup::with_env("RMAP_WINDOW_LIMIT", "0");
     let mut importer = stage.actor_with(&unkept);
     let address = exporter.anon(8 * PAGE);
     exporter.fill(address, 8, 20);

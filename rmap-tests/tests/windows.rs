@@ -7,7 +7,7 @@ const ARENA: usize = 0x2000_0000_0000;
 const BLOCK: usize = 1 << 30;
 
 fn limited(windows: usize) -> Setup {
-    Setup { env: vec![("RMAP_WINDOW_LIMIT", windows.to_string())], ..Setup::default() }
+    Setup::with_env("RMAP_WINDOW_LIMIT", &windows.to_string())
 }
 
 /// Mappings of objects in an importer that exports nothing.

@@ -41,6 +41,24 @@ pub(crate) fn map_anonymous(len: usize, prot: ProtFlags, flags: MapFlags) -> Sys
     Ok(at.expose_provenance())
 }
 
+/// Maps anonymous memory. If it has room for a huge page, the address agrees with `other` modulo their size: so huge pages of one
+/// can be mapped at, or moved to, the other as such.
+pub(crate) fn map_agreeing(len: usize, other: usize, prot: ProtFlags) -> SysResult<usize> {
+    let slack = if len >= HUGE_PAGE { HUGE_PAGE } else { 0 };
+    let all = map_anonymous(len + slack, prot, MapFlags::NORESERVE)?;
+    if slack == 0 {
+        return Ok(all);
+    }
+    let base = all + (other.wrapping_sub(all) & (HUGE_PAGE - 1));
+    for (start, end) in [(all, base), (base + len, all + len + slack)] {
+        if start < end {
+            // SAFETY: the ends of our own mapping.
+            let _ = unsafe { unmap(start, end - start) };
+        }
+    }
+    Ok(base)
+}
+
 /// Maps `fd` over `addr`, replacing what is there.
 ///
 /// # Safety
@@ -104,10 +122,6 @@ pub(crate) fn advise(addr: usize, len: usize, advice: libc::c_int) -> SysResult<
 /// # Errors
 /// `EINVAL` where the kernel cannot or may not; others where it could not now. Some of the range may have huge pages then.
 pub(crate) fn collapse(addr: usize, len: usize) -> SysResult<()> {
-    // Linux 6.1 collapses only where something is mapped.
-    for block in (addr..addr + len).step_by(HUGE_PAGE) {
-        let _ = populate_for_loads(block, PAGE);
-    }
     // SAFETY: the advice leaves the bytes alone.
     unsafe { raw::syscall(libc::SYS_madvise, [addr, len, libc::MADV_COLLAPSE as usize, 0, 0, 0]) }.map(drop)
 }

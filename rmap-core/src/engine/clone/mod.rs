@@ -10,6 +10,7 @@
 
 mod atomics;
 mod calls;
+mod errand;
 mod exporter;
 mod gate;
 mod handed;

@@ -9,7 +9,7 @@ use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::range::Range;
 use crate::sys::maps::{Attributes, FileId, Vma};
-use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
+use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult};
@@ -260,7 +260,9 @@ pub(crate) fn privatize_moved(
     watchers: &Watchers,
     placement: &Placement,
 ) -> Result<()> {
-    let staging = staging_for(to).map_err(failed("mmap"))?;
+    let all = ProtFlags::READ | ProtFlags::WRITE;
+    // It is moved to `to` in the end.
+    let staging = memory::map_agreeing(to.len(), to.start(), all).map_err(failed("mmap"))?;
     let undo = |error: Error| {
         // SAFETY: the staging area is ours.
         let _ = unsafe { memory::unmap(staging, to.len()) };
@@ -280,24 +282,6 @@ pub(crate) fn privatize_moved(
         let _ = watchers.watch(to);
         undo(error)
     })
-}
-
-/// Private memory that can be moved to a place without splitting huge pages: the addresses agree modulo their size.
-fn staging_for(place: Range) -> SysResult<usize> {
-    let all = ProtFlags::READ | ProtFlags::WRITE;
-    if place.blocks(HUGE_PAGE).is_none() {
-        return memory::map_anonymous(place.len(), all, MapFlags::NORESERVE);
-    }
-    let start = memory::map_anonymous(place.len() + HUGE_PAGE, all, MapFlags::NORESERVE)?;
-    let before = place.start().wrapping_sub(start) & (HUGE_PAGE - 1);
-    let staging = start + before;
-    for (rest, len) in [(start, before), (staging + place.len(), HUGE_PAGE - before)] {
-        if len > 0 {
-            // SAFETY: our own area.
-            unsafe { memory::unmap(rest, len) }?;
-        }
-    }
-    Ok(staging)
 }
 
 /// Gives shared memory that was adopted a file of its own, with the same bytes: what a child of this process maps as well must not be in an

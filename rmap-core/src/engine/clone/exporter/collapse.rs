@@ -3,8 +3,8 @@
 //! Filling a block and collapsing it take about as long as each other, and the cores of the threads that stand still are free. So a
 //! sibling collapses what is filled; what it has not begun when all is filled, the service thread does itself.
 
+use super::super::errand::Errand;
 use super::object::Object;
-use crate::own::OwnMemory;
 use crate::range::Range;
 use crate::sys::futex::{self, Word};
 use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
@@ -18,6 +18,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 const BATCH: u32 = 2;
 
 /// Work for both.
+#[derive(Debug)]
 struct Order {
     /// Where the blocks are mapped for it.
     view: usize,
@@ -50,16 +51,9 @@ impl Order {
             let alone = |block: &u32| self.left_alone.load(Ordering::Relaxed) & 1 << *block != 0;
             let first = (first..behind).find(|block| !alone(block)).unwrap_or(behind);
             let behind = (first..behind).find(alone).unwrap_or(behind);
-            let (at, len) = (self.view + first as usize * HUGE_PAGE, (behind - first) as usize * HUGE_PAGE);
-            if len == 0 {
-                continue;
-            }
-            // Again where pages were on their way to a list of another core.
-            let collapsed = match memory::collapse(at, len) {
-                Err(Errno::AGAIN) => memory::collapse(at, len),
-                collapsed => collapsed,
-            };
-            match collapsed {
+            let start = self.view + first as usize * HUGE_PAGE;
+            let Some(blocks) = Range::new(start, (behind - first) as usize * HUGE_PAGE) else { continue };
+            match collapse(blocks) {
                 // Somebody has a page in hand: the rest is huge.
                 Ok(()) | Err(Errno::AGAIN) => {}
                 Err(errno) => {
@@ -85,20 +79,13 @@ extern "C" fn sibling_main(order: *mut c_void) -> i32 {
     }
 }
 
-/// The stack and the orders of the sibling.
+/// Who collapses what is filled.
 #[derive(Debug)]
-pub(crate) struct Collapser {
-    order: OwnMemory,
-    stack: OwnMemory,
-}
+pub(crate) struct Collapser(Errand<Order>);
 
 impl Collapser {
     pub(crate) fn new() -> SysResult<Self> {
-        const STACK: usize = 16 << 10;
-        let stack = OwnMemory::new(STACK + PAGE)?;
-        // SAFETY: the guard page of a stack that is not in use.
-        unsafe { memory::protect(stack.addr(), PAGE, ProtFlags::empty()) }?;
-        Ok(Self { order: OwnMemory::new(size_of::<Order>())?, stack })
+        Errand::new(16 << 10).map(Self)
     }
 
     /// How much can be filled in one go.
@@ -120,25 +107,21 @@ impl Collapser {
             (blocks.start()..blocks.end()).step_by(HUGE_PAGE).filter_map(block)
         };
         let view = View::of(object, blocks);
-        let order: *mut Order = core::ptr::with_exposed_provenance_mut(self.order.addr());
-        // SAFETY: own memory with room for an order; the sibling of the last one has been reaped.
+        // SAFETY: every sibling is reaped below.
         let order = unsafe {
-            order.write(Order {
-                view: view.as_ref().map_or(0, |view| view.start),
+            self.0.give(Order {
+                view: view.as_ref().map_or(0, |view| view.start()),
                 filled: Word::new(0),
                 claimed: AtomicU32::new(0),
                 left_alone: AtomicU64::new(0),
                 errno: AtomicU32::new(0),
-            });
-            &*order
+            })
         };
         if let Err(errno) = view {
             return each().try_for_each(|block| fill(block).map(drop)).map(|()| Err(errno));
         }
-        let top = self.stack.addr() + self.stack.len();
-        let argument = core::ptr::from_ref(order).cast_mut().cast();
         // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only. Without a sibling all is done here.
-        let sibling = unsafe { Sibling::spawn(top, sibling_main, argument) };
+        let sibling = unsafe { Sibling::spawn(self.0.stack_top(), sibling_main, self.0.argument()) };
         let mut filled = 0;
         let result = each().try_for_each(|block| {
             if !fill(block)? {
@@ -168,29 +151,38 @@ impl Collapser {
 }
 
 /// A mapping of blocks for the collapsing alone: the kernel collapses what is mapped at addresses that agree.
-struct View {
-    start: usize,
-    all: Range,
-}
+struct View(Range);
 
 impl View {
     fn of(object: &Object, blocks: Range) -> SysResult<Self> {
-        let len = blocks.len() + HUGE_PAGE;
-        let all = memory::map_anonymous(len, ProtFlags::empty(), MapFlags::NORESERVE)?;
-        let all = Range::new(all, len).ok_or(Errno::NOMEM)?;
-        let view = Self { start: all.start().next_multiple_of(HUGE_PAGE), all };
+        let start = memory::map_agreeing(blocks.len(), blocks.start(), ProtFlags::empty())?;
+        let view = Self(Range::new(start, blocks.len()).ok_or(Errno::NOMEM)?);
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
         // SAFETY: our own reservation.
-        unsafe {
-            memory::map_over(view.start, blocks.len(), prot, flags, object.own(), blocks.start() as u64)
-        }?;
+        unsafe { memory::map_over(start, blocks.len(), prot, flags, object.own(), blocks.start() as u64) }?;
         Ok(view)
+    }
+
+    fn start(&self) -> usize {
+        self.0.start()
     }
 }
 
 impl Drop for View {
     fn drop(&mut self) {
         // SAFETY: our own mapping; whoever worked on it is done.
-        let _ = unsafe { memory::unmap(self.all.start(), self.all.len()) };
+        let _ = unsafe { memory::unmap(self.0.start(), self.0.len()) };
+    }
+}
+
+/// Collapses blocks that are mapped; once more where pages were on their way to a list of another core.
+pub(crate) fn collapse(blocks: Range) -> SysResult<()> {
+    // Linux 6.1 collapses only where something is mapped.
+    for block in (blocks.start()..blocks.end()).step_by(HUGE_PAGE) {
+        let _ = memory::populate_for_loads(block, PAGE);
+    }
+    match memory::collapse(blocks.start(), blocks.len()) {
+        Err(Errno::AGAIN) => memory::collapse(blocks.start(), blocks.len()),
+        collapsed => collapsed,
     }
 }

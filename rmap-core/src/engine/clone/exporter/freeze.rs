@@ -9,8 +9,9 @@
 //! Against parking threads in a signal handler: nothing runs on their stacks, no handler is installed, threads that block
 //! signals stop as well, and none can wake in the middle and pass the range to a system call.
 
+use crate::engine::clone::errand::Errand;
 use crate::own::OwnMemory;
-use crate::sys::memory::{self, PAGE, ProtFlags};
+
 use crate::sys::procfs::{self, PathBuffer};
 use crate::sys::ptrace::{self, Change};
 use crate::sys::thread::{self, Sibling};
@@ -24,6 +25,7 @@ const FROZEN: u32 = 1;
 const FAILED: u32 = 2;
 
 /// What service thread and sibling share. In own memory.
+#[derive(Debug)]
 struct Shared {
     start: AtomicU32,
     outcome: AtomicU32,
@@ -39,7 +41,6 @@ struct Shared {
 
 /// `PID_MAX_LIMIT` of the kernel. The tables below are indexed by thread id; untouched pages take no memory.
 const THREADS: usize = 4 << 20;
-const STACK: usize = 64 << 10;
 
 /// State of a thread in the sibling's table; signal numbers wait to be delivered.
 mod seen {
@@ -51,8 +52,7 @@ mod seen {
 /// Stops and releases the threads of this process.
 #[derive(Debug)]
 pub(crate) struct Freezer {
-    shared: OwnMemory,
-    stack: OwnMemory,
+    errand: Errand<Shared>,
     seen: OwnMemory,
     order: OwnMemory,
     tasks: OwnedFd,
@@ -72,12 +72,8 @@ pub(crate) enum Progress {
 
 impl Freezer {
     pub(crate) fn new() -> SysResult<Self> {
-        let stack = OwnMemory::new(STACK + PAGE)?;
-        // SAFETY: the guard page of a stack that is not in use.
-        unsafe { memory::protect(stack.addr(), PAGE, ProtFlags::empty()) }?;
         Ok(Self {
-            shared: OwnMemory::new(size_of::<Shared>())?,
-            stack,
+            errand: Errand::new(64 << 10)?,
             seen: OwnMemory::new(THREADS)?,
             order: OwnMemory::new(THREADS * 4)?,
             tasks: procfs::open(c"/proc/self/task")?,
@@ -87,18 +83,16 @@ impl Freezer {
     }
 
     fn shared(&self) -> &Shared {
-        let shared: *const Shared = core::ptr::with_exposed_provenance(self.shared.addr());
-        // SAFETY: the memory has room, is written only while no sibling runs (`start`), and all-zero is valid.
-        unsafe { &*shared }
+        // SAFETY: written only while no sibling runs (`start`), and all-zero is valid.
+        unsafe { &*self.errand.orders() }
     }
 
     /// Begins to stop all threads but the caller. `doorbell` is rung when [`Self::progress`] changes.
     pub(crate) fn start(&mut self, doorbell: BorrowedFd<'_>) -> SysResult<()> {
         debug_assert!(self.sibling.is_none());
-        let shared: *mut Shared = core::ptr::with_exposed_provenance_mut(self.shared.addr());
         // SAFETY: no sibling runs, so nobody else looks at it.
-        unsafe {
-            shared.write(Shared {
+        let shared = unsafe {
+            self.errand.give(Shared {
                 start: AtomicU32::new(0),
                 outcome: AtomicU32::new(PENDING),
                 errno: AtomicU32::new(0),
@@ -109,17 +103,17 @@ impl Freezer {
                 doorbell: doorbell.as_raw_fd(),
                 seen: self.seen.addr(),
                 order: self.order.addr(),
-            });
-        }
-        let top = self.stack.addr() + self.stack.len();
+            })
+        };
+        let (top, argument) = (self.errand.stack_top(), self.errand.argument());
         // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
-        let sibling = unsafe { Sibling::spawn(top, sibling_main, shared.cast()) }?;
+        let sibling = unsafe { Sibling::spawn(top, sibling_main, argument) }?;
         if self.needs_exception {
             ptrace::allow_tracer(sibling.pid());
         }
         self.sibling = Some(sibling);
-        self.shared().start.store(1, Ordering::Release);
-        futex::wake(&self.shared().start);
+        shared.start.store(1, Ordering::Release);
+        futex::wake(&shared.start);
         Ok(())
     }
 

@@ -4,13 +4,13 @@
 //! whole are collapsed: the kernel copies each to a huge page and frees the small ones. Holes are left alone: collapsing one would
 //! turn it into memory, and fails anyway while an importer's window traps missing pages there.
 
-use super::collapse::Collapser;
+use super::collapse::{Collapser, collapse};
 use super::numa::Placement;
 use super::object::Object;
 use crate::log::log;
 use crate::range::Range;
 use crate::sys::maps::Attributes;
-use crate::sys::memory::{self, HUGE_PAGE};
+use crate::sys::memory::HUGE_PAGE;
 use crate::sys::{Errno, SysResult};
 
 /// Decides where to try, and for how long not to.
@@ -93,13 +93,5 @@ impl HugePages {
             }
             rest = rest.and_then(|rest| Range::between(data.end(), rest.end()));
         }
-    }
-}
-
-/// Collapses blocks; once more where pages were on their way to a list of another core.
-fn collapse(blocks: Range) -> SysResult<()> {
-    match memory::collapse(blocks.start(), blocks.len()) {
-        Err(Errno::AGAIN) => memory::collapse(blocks.start(), blocks.len()),
-        collapsed => collapsed,
     }
 }

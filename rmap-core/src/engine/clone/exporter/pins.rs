@@ -14,7 +14,7 @@ use super::object::Object;
 use crate::error::{Error, Result, failed};
 use crate::range::Range;
 use crate::sys::maps::{Attributes, Maps};
-use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
+use crate::sys::memory::{self, HUGE_PAGE, PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult, procfs};
@@ -58,12 +58,10 @@ impl OldPages {
     /// `home` must be private anonymous memory that nobody uses until something is mapped there again.
     pub(crate) unsafe fn take(home: Range) -> SysResult<Self> {
         let room = home.len().next_multiple_of(HUGE_PAGE);
-        let len = 2 * room + HUGE_PAGE;
-        let all = ProtFlags::READ | ProtFlags::WRITE;
-        let start = memory::map_anonymous(len, all, MapFlags::NORESERVE)?;
-        let area = Range::new(start, len).ok_or(Errno::INVAL)?;
         // Huge pages move whole between addresses that agree.
-        let old = start + (home.start().wrapping_sub(start) & (HUGE_PAGE - 1));
+        let all = ProtFlags::READ | ProtFlags::WRITE;
+        let old = memory::map_agreeing(2 * room, home.start(), all)?;
+        let area = Range::new(old, 2 * room).ok_or(Errno::INVAL)?;
         let pages = Self { home, area, old, moved: old + room };
         // SAFETY: the target is inside our own area; for the source see above.
         unsafe { memory::move_over(home.start(), home.len(), old) }?;

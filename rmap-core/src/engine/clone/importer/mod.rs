@@ -13,6 +13,7 @@ mod taken;
 mod window;
 
 use super::calls::{Answer, Call, Calls, Ticket};
+use super::errand::Errand;
 use super::protocol::{Access, Message};
 use super::windows::Listing;
 use crate::config::Config;
@@ -32,7 +33,6 @@ use host::Host;
 use signals::FaultSignals;
 use status::StatusPages;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use swap::Swapper;
 use window::{Piece, Window};
 
 /// A permit that this process holds.
@@ -111,7 +111,7 @@ pub(crate) struct Importer {
     /// Reports unmapping of pieces that are not trapped.
     follower: Userfaultfd,
     signals: FaultSignals,
-    swapper: Swapper,
+    swapper: Errand<swap::Order>,
     /// An empty file: what is mapped from it gives SIGBUS.
     nothing: OwnedFd,
 }
@@ -146,7 +146,7 @@ impl Importer {
                 .map_err(missing("userfaultfd for shared memory (Linux 5.11)"))?,
             follower: Userfaultfd::for_unmapping().map_err(missing("userfaultfd for events (Linux 5.19)"))?,
             signals: FaultSignals::new().map_err(failed("mmap"))?,
-            swapper: Swapper::new().map_err(failed("mmap"))?,
+            swapper: Errand::new(16 << 10).map_err(failed("mmap"))?,
             nothing: nothing.map_err(missing("memfd_create"))?,
         })
     }

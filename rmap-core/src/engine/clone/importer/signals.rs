@@ -1,7 +1,6 @@
 //! The signal for a thread that has touched a hole, or stored to memory that is read-only in the exporter.
 
-use crate::own::OwnMemory;
-use crate::sys::memory::{self, PAGE, ProtFlags};
+use crate::engine::clone::errand::Errand;
 use crate::sys::thread::{self, Sibling};
 use crate::sys::{Errno, SysResult, futex, signal};
 use core::ffi::c_void;
@@ -12,11 +11,9 @@ use core::time::Duration;
 ///
 /// No thread may claim a fault of another's, but a tracer may say what a signal tells, so a sibling traces the thread for a moment.
 #[derive(Debug)]
-pub(crate) struct FaultSignals {
-    order: OwnMemory,
-    stack: OwnMemory,
-}
+pub(crate) struct FaultSignals(Errand<Order>);
 
+#[derive(Debug)]
 struct Order {
     done: AtomicU32,
     succeeded: AtomicU32,
@@ -29,11 +26,7 @@ struct Order {
 
 impl FaultSignals {
     pub(crate) fn new() -> SysResult<Self> {
-        const STACK: usize = 32 << 10;
-        let stack = OwnMemory::new(STACK + PAGE)?;
-        // SAFETY: the guard page of a stack that is not in use.
-        unsafe { memory::protect(stack.addr(), PAGE, ProtFlags::empty()) }?;
-        Ok(Self { order: OwnMemory::new(size_of::<Order>())?, stack })
+        Errand::new(32 << 10).map(Self)
     }
 
     /// Raises `signal` with `si_addr` `addr` at a thread that sleeps in a fault.
@@ -41,10 +34,9 @@ impl FaultSignals {
     /// Where somebody else traces the thread, `si_code` is `SI_QUEUE` instead of the fault's.
     pub(crate) fn raise(&self, signal: i32, thread: u32, addr: usize, instruction: usize) -> SysResult<()> {
         let pid = rustix::process::getpid().as_raw_nonzero().get() as u32;
-        let order: *mut Order = core::ptr::with_exposed_provenance_mut(self.order.addr());
-        // SAFETY: own memory with room for an order; the sibling of the last one has been reaped.
+        // SAFETY: every sibling is reaped below.
         let order = unsafe {
-            order.write(Order {
+            self.0.give(Order {
                 done: AtomicU32::new(0),
                 succeeded: AtomicU32::new(0),
                 signal,
@@ -52,13 +44,11 @@ impl FaultSignals {
                 thread,
                 addr,
                 instruction,
-            });
-            &*order
+            })
         };
-        let top = self.stack.addr() + self.stack.len();
-        let argument = core::ptr::from_ref(order).cast_mut().cast();
         // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
-        if let Ok(sibling) = unsafe { Sibling::spawn(top, sibling_main, argument) } {
+        let sibling = unsafe { Sibling::spawn(self.0.stack_top(), sibling_main, self.0.argument()) };
+        if let Ok(sibling) = sibling {
             // The thread sleeps where a signal wakes it, so this is short; but nothing may hold this thread up.
             while order.done.load(Ordering::Acquire) == 0 {
                 if futex::wait(&order.done, 0, Some(Duration::from_secs(1))) || !sibling.is_alive() {

@@ -8,9 +8,8 @@
 //! a sibling makes the call.
 
 use super::Importer;
-use crate::own::OwnMemory;
 use crate::range::Range;
-use crate::sys::memory::{self, PAGE, ProtFlags};
+use crate::sys::memory;
 use crate::sys::spare::{self, Temporary};
 use crate::sys::thread::{self, Sibling};
 use crate::sys::uffd::Event;
@@ -19,15 +18,9 @@ use core::ffi::c_void;
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::os::fd::AsFd;
 
-/// The stack and the orders of the sibling.
-#[derive(Debug)]
-pub(crate) struct Swapper {
-    order: OwnMemory,
-    stack: OwnMemory,
-}
-
 /// A mapping to move, or to unmap.
-struct Order {
+#[derive(Debug)]
+pub(crate) struct Order {
     from: Range,
     to: Option<Range>,
     errno: AtomicU32,
@@ -45,16 +38,6 @@ impl Order {
             Event::Unmapped { start, end } => within(start, end),
             _ => false,
         }
-    }
-}
-
-impl Swapper {
-    pub(crate) fn new() -> SysResult<Self> {
-        const STACK: usize = 16 << 10;
-        let stack = OwnMemory::new(STACK + PAGE)?;
-        // SAFETY: the guard page of a stack that is not in use.
-        unsafe { memory::protect(stack.addr(), PAGE, ProtFlags::empty()) }?;
-        Ok(Self { order: OwnMemory::new(size_of::<Order>())?, stack })
     }
 }
 
@@ -80,14 +63,9 @@ impl Importer {
     }
 
     fn order(&mut self, from: Range, to: Option<Range>) -> SysResult<()> {
-        let order: *mut Order = core::ptr::with_exposed_provenance_mut(self.swapper.order.addr());
-        // SAFETY: own memory with room for an order; the sibling of the last one has been reaped.
-        let order = unsafe {
-            order.write(Order { from, to, errno: AtomicU32::new(0) });
-            &*order
-        };
-        let top = self.swapper.stack.addr() + self.swapper.stack.len();
-        let argument = core::ptr::from_ref(order).cast_mut().cast();
+        // SAFETY: every sibling is reaped below.
+        let order = unsafe { self.swapper.give(Order { from, to, errno: AtomicU32::new(0) }) };
+        let (top, argument) = (self.swapper.stack_top(), self.swapper.argument());
         // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
         let (sibling, end) =
             spare::instead_of_one(|| unsafe { Sibling::spawn_with_end(top, sibling_main, argument) })?;

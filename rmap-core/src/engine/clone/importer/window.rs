@@ -11,7 +11,7 @@ use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
-use crate::sys::memory::{self, HUGE_PAGE, MapFlags, ProtFlags};
+use crate::sys::memory::{self, MapFlags, ProtFlags};
 use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult, sysv};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -80,26 +80,10 @@ fn protection(writable: bool) -> ProtFlags {
     if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ }
 }
 
-/// A place for a window: such that huge pages of the exporter's can be mapped as such.
-fn reserve(len: usize, remote: usize) -> SysResult<usize> {
-    let slack = if len >= HUGE_PAGE { HUGE_PAGE } else { 0 };
-    let all = memory::map_anonymous(len + slack, ProtFlags::empty(), MapFlags::NORESERVE)?;
-    if slack == 0 {
-        return Ok(all);
-    }
-    let base = all + (remote.wrapping_sub(all) & (slack - 1));
-    for (start, end) in [(all, base), (base + len, all + len + slack)] {
-        if start < end {
-            // SAFETY: the ends of our own reservation.
-            let _ = unsafe { memory::unmap(start, end - start) };
-        }
-    }
-    Ok(base)
-}
-
-/// Makes a mapping with `map`, at a place that nobody knows yet.
-fn stage(len: usize, offset: usize, map: impl FnOnce(Range) -> SysResult<()>) -> SysResult<Range> {
-    let at = Range::new(reserve(len, offset)?, len).ok_or(Errno::NOMEM)?;
+/// Makes a mapping with `map`, at a place that nobody knows yet and that agrees with `other`.
+fn stage(len: usize, other: usize, map: impl FnOnce(Range) -> SysResult<()>) -> SysResult<Range> {
+    let at = memory::map_agreeing(len, other, ProtFlags::empty())?;
+    let at = Range::new(at, len).ok_or(Errno::NOMEM)?;
     map(at).map(|()| at).inspect_err(|_| {
         // SAFETY: our own reservation.
         let _ = unsafe { memory::unmap(at.start(), len) };
@@ -132,11 +116,14 @@ fn map_trapped(trap: &Userfaultfd, at: Range, source: Trapped<'_>) -> SysResult<
     })
 }
 
-/// Maps a file over a reservation.
-fn map_file(at: Range, writable: bool, file: BorrowedFd<'_>, offset: u64) -> SysResult<()> {
-    // SAFETY: a reservation that nobody knows.
-    unsafe { memory::map_over(at.start(), at.len(), protection(writable), MapFlags::SHARED, file, offset) }?;
-    memory::advise(at.start(), at.len(), libc::MADV_DONTFORK)
+/// Maps a file, at a place that nobody knows yet, to be put at `local`.
+fn stage_file(local: Range, writable: bool, file: BorrowedFd<'_>, offset: u64) -> SysResult<Range> {
+    stage(local.len(), local.start(), |at| {
+        let (prot, flags) = (protection(writable), MapFlags::SHARED);
+        // SAFETY: a reservation that nobody knows.
+        unsafe { memory::map_over(at.start(), at.len(), prot, flags, file, offset) }?;
+        memory::advise(at.start(), at.len(), libc::MADV_DONTFORK)
+    })
 }
 
 impl Importer {
@@ -204,7 +191,7 @@ impl Importer {
     }
 
     /// Makes a trapped mapping of the base object, at a place that nobody knows yet.
-    fn stage_base(&mut self, remote: Range, permit: &Permit) -> Result<Range> {
+    fn stage_base(&self, remote: Range, permit: &Permit) -> Result<Range> {
         let writable = permit.access == Access::ReadWrite;
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
         let object = self.hosts[host].object(permit.base, writable).ok_or(Error::NoSuchId)?;
@@ -224,6 +211,7 @@ impl Importer {
             self.listing.close_one(slot);
         }
     }
+
     /// Removes a window.
     pub(super) fn remove_window(&mut self, index: usize) -> Result<()> {
         let window = self.windows.remove(index).ok_or(Error::NoSuchId)?;
@@ -281,17 +269,17 @@ impl Importer {
             Source::File { offset } => {
                 let fd = descriptor.ok_or(Error::Invalid("a file that was not sent"))?;
                 super::regular(&fd)?;
+                self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
                 if !writable && permit.access == Access::ReadWrite {
                     let (trap, file, stores) = (&self.trap, fd.as_fd(), Stores::Trapped);
                     let source = Trapped { file, offset, stores, holes: false };
                     // Only shared memory can be trapped. Of other files a store gets SIGSEGV, also if it would be allowed by now.
                     let staged = stage(local.len(), local.start(), |at| map_trapped(trap, at, source));
                     if let Ok(staged) = staged {
-                        self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
                         return self.put_in_place(staged, local).map_err(failed("mremap"));
                     }
                 }
-                self.put_piece(local, Piece::File, |at| map_file(at, writable, fd.as_fd(), offset))
+                self.put_piece(local, stage_file(local, writable, fd.as_fd(), offset))
             }
             Source::SystemV { id, offset } => {
                 let info = sysv::info(id).map_err(failed("shmctl"))?;
@@ -300,35 +288,28 @@ impl Importer {
                 if info.owner != uid && info.creator != uid {
                     return Err(Error::Invalid("a System V segment that is not the exporter's"));
                 }
-                self.put_piece(local, Piece::File, |at| {
+                self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
+                let staged = stage(local.len(), local.start(), |at| {
                     // SAFETY: a reservation that nobody knows.
                     unsafe { sysv::map_over(id, offset as usize, at.len(), at.start(), writable) }?;
                     memory::advise(at.start(), at.len(), libc::MADV_DONTFORK)
-                })
+                });
+                self.put_piece(local, staged)
             }
         }
     }
 
     /// Makes a page of a window give SIGBUS to whoever touches it, without asking.
     pub(super) fn map_nothing(&mut self, page: usize) -> Result<()> {
-        let nothing = self.nothing.try_clone();
-        let nothing = nothing.map_err(|_| Error::OutOfResources { call: "dup", errno: Errno::MFILE })?;
-        self.put_piece(Range::page_at(page), Piece::Nothing, |at| map_file(at, false, nothing.as_fd(), 0))
+        let range = Range::page_at(page);
+        self.pieces.insert(range, Piece::Nothing).map_err(failed("mmap"))?;
+        let staged = stage_file(range, false, self.nothing.as_fd(), 0);
+        self.put_piece(range, staged)
     }
 
-    /// Has a part of a window show what `map` maps, which is not trapped.
-    fn put_piece(
-        &mut self,
-        local: Range,
-        piece: Piece,
-        map: impl FnOnce(Range) -> SysResult<()>,
-    ) -> Result<()> {
-        let staged = stage(local.len(), local.start(), map).map_err(failed("mmap"))?;
-        self.pieces.insert(local, piece).map_err(failed("mmap")).inspect_err(|_| {
-            // SAFETY: nobody knows the staged mapping.
-            let _ = unsafe { memory::unmap(staged.start(), staged.len()) };
-        })?;
-        self.put_in_place(staged, local).map_err(failed("mremap"))?;
+    /// Has a part of a window show what was mapped for it, which is not trapped.
+    fn put_piece(&mut self, local: Range, staged: SysResult<Range>) -> Result<()> {
+        self.put_in_place(staged.map_err(failed("mmap"))?, local).map_err(failed("mremap"))?;
         self.follow(local);
         Ok(())
     }
