@@ -1,11 +1,13 @@
 //! What the environment sets, read once when the library first needs it.
 
+use crate::features::Feature;
+use crate::log::log;
 use core::time::Duration;
 
 /// Settings of this process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Config {
-    /// `RMAP_DISABLE`: serve nothing.
+    /// `RMAP_DISABLE=1`: serve nothing.
     pub(crate) disabled: bool,
     /// `RMAP_PEER_TIMEOUT`: longest wait for a living exporter.
     pub(crate) peer_timeout: Option<Duration>,
@@ -23,10 +25,29 @@ impl Config {
         let text = |name| std::env::var(name).unwrap_or_default();
         let seconds = text("RMAP_PEER_TIMEOUT").parse().ok().filter(|s: &f64| s.is_finite() && *s > 0.0);
         Self {
-            disabled: !matches!(text("RMAP_DISABLE").as_str(), "" | "0" | "n" | "no" | "false"),
+            disabled: disable(&text("RMAP_DISABLE")),
             peer_timeout: seconds.map(|s| Duration::from_secs_f64(s.min(1e9))),
             move_pinned: text("RMAP_PINNED") == "move",
             window_limit: text("RMAP_WINDOW_LIMIT").parse().unwrap_or(WINDOW_LIMIT),
         }
     }
+}
+
+/// Whether `RMAP_DISABLE` switches the library off. If it names features instead, those are forced off.
+fn disable(text: &str) -> bool {
+    match text {
+        "" | "0" | "n" | "no" | "false" => return false,
+        "1" | "y" | "yes" | "true" | "all" => return true,
+        _ => {}
+    }
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        match Feature::named(name) {
+            Some(feature) => {
+                feature.force_off();
+                log!(Info, "RMAP_DISABLE: going without {name}");
+            }
+            None => log!(Warn, "RMAP_DISABLE: {name} is neither 1 nor the name of a feature, and is ignored"),
+        }
+    }
+    false
 }

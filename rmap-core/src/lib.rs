@@ -39,6 +39,7 @@ mod attachment;
 mod config;
 mod engine;
 mod error;
+pub mod features;
 mod id;
 mod log;
 mod own;

@@ -54,6 +54,11 @@ fn engine() -> Result<&'static dyn Engine> {
     running().map_or_else(|| tables().engine(), Ok)
 }
 
+/// Settings count from now on, if they did not before.
+pub(crate) fn read_environment() {
+    tables().config();
+}
+
 fn tables() -> MutexGuard<'static, Tables> {
     TABLES.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 //! The test's end of an actor.
 
 use crate::{
-    PAGE, actor_program, library,
+    Log, PAGE, actor_program, library,
     pattern::{Page, Seen},
     stage::{Shared, Stage, describe, patience},
 };
@@ -45,12 +45,26 @@ pub struct Setup {
     pub user: Option<(u32, u32)>,
     /// Environment variables.
     pub env: Vec<(&'static str, String)>,
+    /// Where its standard error goes.
+    pub log: Option<Log>,
 }
 
 impl Setup {
     /// With one variable more in its environment than others.
     pub fn with_env(name: &'static str, value: &str) -> Self {
         Self { env: vec![(name, value.to_owned())], ..Self::default() }
+    }
+
+    /// And this one, too.
+    #[must_use]
+    pub fn and_env(mut self, name: &'static str, value: &str) -> Self {
+        self.env.push((name, value.to_owned()));
+        self
+    }
+
+    /// With what the library says at this level.
+    pub fn logging(level: &str, log: &Log) -> Self {
+        Self { log: Some(log.clone()), ..Self::with_env("RMAP_LOG", level) }
     }
 }
 
@@ -132,6 +146,9 @@ impl Stage {
             .stdout(Stdio::from(OwnedFd::from(theirs)));
         for (name, value) in &setup.env {
             command.env(name, value);
+        }
+        if let Some(log) = &setup.log {
+            command.stderr(log.stdio());
         }
         if let Some((user, group)) = setup.user {
             command.uid(user).gid(group);

@@ -1,5 +1,6 @@
 //! `/proc/thread-self/maps`, read piece by piece on the stack, and its per-address query (`PROCMAP_QUERY`, Linux 6.11).
 
+use super::features::Feature;
 use super::memory::ProtFlags;
 use super::{Errno, SysResult, procfs, raw};
 use core::ops::ControlFlow;
@@ -261,12 +262,21 @@ impl Maps {
         Ok(found)
     }
 
+    /// Whether the kernel finds one mapping by its address (Linux 6.11).
+    pub(crate) fn can_query(&self) -> SysResult<()> {
+        match self.query(0) {
+            Ok(_) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
     fn query(&self, addr: usize) -> SysResult<Vma> {
         self.ask(addr, COVERING_OR_NEXT, None)
     }
 
     /// Makes a query, also for the name if there is room for it: all of `name` is.
     fn ask(&self, addr: usize, flags: u64, mut name: Option<&mut Name>) -> SysResult<Vma> {
+        Feature::ProcmapQuery.check()?;
         let mut args = QueryArgs {
             size: size_of::<QueryArgs>() as u64,
             flags,

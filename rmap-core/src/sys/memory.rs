@@ -1,5 +1,6 @@
 //! Mapping calls on raw addresses. Whether an address may be touched is the caller's business.
 
+use super::features::Feature;
 use super::{Errno, SysResult, raw};
 use core::ffi::c_void;
 use core::ptr;
@@ -122,12 +123,14 @@ pub(crate) fn advise(addr: usize, len: usize, advice: libc::c_int) -> SysResult<
 /// # Errors
 /// `EINVAL` where the kernel cannot or may not; others where it could not now. Some of the range may have huge pages then.
 pub(crate) fn collapse(addr: usize, len: usize) -> SysResult<()> {
+    Feature::Collapse.check()?;
     // SAFETY: the advice leaves the bytes alone.
     unsafe { raw::syscall(libc::SYS_madvise, [addr, len, libc::MADV_COLLAPSE as usize, 0, 0, 0]) }.map(drop)
 }
 
 /// Does what a store to each page of a range would do, without changing a byte: the pages are the process's alone then (Linux 5.14).
 pub(crate) fn populate_for_stores(addr: usize, len: usize) -> SysResult<()> {
+    Feature::Populate.check()?;
     // SAFETY: the advice leaves the bytes alone.
     unsafe { raw::syscall(libc::SYS_madvise, [addr, len, libc::MADV_POPULATE_WRITE as usize, 0, 0, 0]) }
         .map(drop)
@@ -135,9 +138,35 @@ pub(crate) fn populate_for_stores(addr: usize, len: usize) -> SysResult<()> {
 
 /// Does what a load from each page of a range would do (Linux 5.14).
 pub(crate) fn populate_for_loads(addr: usize, len: usize) -> SysResult<()> {
+    Feature::Populate.check()?;
     // SAFETY: the advice leaves the bytes alone.
     unsafe { raw::syscall(libc::SYS_madvise, [addr, len, libc::MADV_POPULATE_READ as usize, 0, 0, 0]) }
         .map(drop)
+}
+
+fn knows_advice(advice: libc::c_int) -> SysResult<()> {
+    // SAFETY: an empty range.
+    unsafe { raw::syscall(libc::SYS_madvise, [0, 0, advice as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Whether the kernel knows [`collapse`].
+pub(crate) fn can_collapse() -> SysResult<()> {
+    Feature::Collapse.check()?;
+    knows_advice(libc::MADV_COLLAPSE)
+}
+
+/// Whether the kernel knows [`populate_for_stores`] and [`populate_for_loads`].
+pub(crate) fn can_populate() -> SysResult<()> {
+    Feature::Populate.check()?;
+    knows_advice(libc::MADV_POPULATE_WRITE).and_then(|()| knows_advice(libc::MADV_POPULATE_READ))
+}
+
+/// Whether memory can be made that its receiver cannot shrink, and that only its maker can write.
+pub(crate) fn can_seal() -> SysResult<()> {
+    sealed_memfd(c"rmap-probe", PAGE as u64).and_then(|fd| {
+        Feature::SealedMemory.check()?;
+        rustix::fs::fcntl_get_seals(&fd).map(drop)
+    })
 }
 
 /// Ends the lock of a range.
@@ -186,6 +215,7 @@ pub(crate) fn sealed_memfd(name: &core::ffi::CStr, size: u64) -> SysResult<Owned
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&fd, size)?;
     rustix::fs::fchmod(&fd, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    Feature::SealedMemory.check()?;
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(fd)
 }

@@ -4,6 +4,7 @@
 
 pub(crate) mod event;
 pub(crate) mod fd;
+pub(crate) mod features;
 pub(crate) mod futex;
 pub(crate) mod maps;
 pub(crate) mod memory;

@@ -1,5 +1,6 @@
 //! Nodes of memory, and the policies that say which of them memory is taken from (`man 7 numa`).
 
+use super::features::Feature;
 use super::memory::PAGE;
 use super::{Errno, SysResult, raw};
 use core::ptr;
@@ -53,6 +54,7 @@ impl Policy {
 }
 
 fn get(addr: usize, flags: usize) -> SysResult<Policy> {
+    Feature::Numa.check()?;
     let mut policy = Policy::DEFAULT;
     let mode = ptr::from_mut(&mut policy.mode).expose_provenance();
     let nodes = policy.nodes.0.as_mut_ptr().expose_provenance();
@@ -88,6 +90,13 @@ pub(crate) fn bind(addr: usize, len: usize, policy: &Policy) -> SysResult<()> {
     let nodes = policy.nodes.0.as_ptr().expose_provenance();
     // SAFETY: as above; without flags mbind does not touch pages.
     unsafe { raw::syscall(libc::SYS_mbind, [addr, len, policy.mode as usize, nodes, MOST, 0]) }.map(drop)
+}
+
+/// Makes each call once that placing memory takes, and changes nothing.
+pub(crate) fn can_place() -> SysResult<()> {
+    set_thread_policy(&thread_policy()?)?;
+    let page = ptr::from_ref(&()).addr() & !(PAGE - 1);
+    nodes_of(page, &mut [0])
 }
 
 /// Asks for so many pages at a time.

@@ -1,5 +1,6 @@
 //! `/proc/thread-self/pagemap`: which pages of a range exist (`Documentation/admin-guide/mm/pagemap.rst`).
 
+use super::features::Feature;
 use super::memory::PAGE;
 use super::{Errno, SysResult, procfs, raw};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -120,6 +121,11 @@ impl Pagemap {
         run.map_or(Ok(()), |(start, end)| each(start, end))
     }
 
+    /// Whether runs are found without a look at every page (Linux 6.7).
+    pub(crate) fn can_scan(&self) -> SysResult<()> {
+        self.scan(0, PAGE, &mut |_, _| Ok(())).map(drop)
+    }
+
     /// Finds some runs from `start` on; returns how far it came.
     fn scan(
         &self,
@@ -127,6 +133,7 @@ impl Pagemap {
         end: usize,
         each: &mut impl FnMut(usize, usize) -> SysResult<()>,
     ) -> SysResult<usize> {
+        Feature::PagemapScan.check()?;
         let mut regions = [Region::default(); 32];
         let mut args = ScanArgs {
             size: size_of::<ScanArgs>() as u64,

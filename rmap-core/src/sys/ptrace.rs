@@ -1,5 +1,6 @@
 //! ptrace (`man 2 ptrace`) as the freezer uses it: stop a thread without a signal, and let it go.
 
+use super::features::Feature;
 use super::{Errno, SysResult, raw};
 
 const SEIZE: usize = 0x4206;
@@ -31,6 +32,7 @@ fn ptrace(request: usize, tid: u32, addr: usize, data: usize) -> SysResult<usize
 
 /// Becomes the tracer of `tid` without stopping it.
 pub(crate) fn seize(tid: u32) -> SysResult<()> {
+    Feature::Ptrace.check()?;
     ptrace(SEIZE, tid, 0, 0).map(drop)
 }
 

@@ -1,6 +1,7 @@
 //! Unix sockets of whole messages with descriptors, in the abstract namespace: nothing is left on a file
 //! system.
 
+use super::features::Feature;
 use super::{Errno, SysResult};
 use core::mem::MaybeUninit;
 use rustix::net::{
@@ -30,15 +31,17 @@ fn address(name: &[u8]) -> SysResult<SocketAddrUnix> {
 pub(crate) fn listen(name: &[u8]) -> SysResult<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    refuse_descriptors(&fd);
+    // Nothing can be done about it before Linux 6.16.
+    let _ = refuse_descriptors(&fd);
     rustix::net::bind(&fd, &address(name)?)?;
     rustix::net::listen(&fd, 4096)?;
     Ok(fd)
 }
 
 /// Has the kernel refuse messages with descriptors, for connections that `listener` accepts as well: closing what somebody has sent may
-/// take for ever. (`SO_PASSRIGHTS`, Linux 6.16; nothing can be done about it before.)
-fn refuse_descriptors(listener: &OwnedFd) {
+/// take for ever. (`SO_PASSRIGHTS`, Linux 6.16.)
+fn refuse_descriptors(listener: &OwnedFd) -> SysResult<()> {
+    Feature::PassRights.check()?;
     const SO_PASSRIGHTS: usize = 83;
     let off = 0i32;
     let args = [
@@ -50,7 +53,7 @@ fn refuse_descriptors(listener: &OwnedFd) {
         0,
     ];
     // SAFETY: the value lives through the call, which only reads it.
-    let _ = unsafe { super::raw::syscall(libc::SYS_setsockopt, args) };
+    unsafe { super::raw::syscall(libc::SYS_setsockopt, args) }.map(drop)
 }
 
 /// Connects to an abstract name. Waits, killably, while the listener's queue is full.
@@ -103,13 +106,35 @@ pub(crate) fn peer(fd: impl AsFd) -> SysResult<Peer> {
     Ok(Peer { pid, uid, gid })
 }
 
+const SO_PEERGROUPS: i32 = 59;
+
+/// Whether the kernel tells the supplementary groups of a peer.
+pub(crate) fn tells_groups() -> SysResult<()> {
+    Feature::PeerGroups.check()?;
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    let (one, _other) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
+    let mut len = 0;
+    match option(one, SO_PEERGROUPS, 0, &mut len) {
+        // There are some.
+        Ok(()) | Err(Errno::RANGE) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Whether the kernel refuses descriptors for us.
+pub(crate) fn can_refuse_descriptors() -> SysResult<()> {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    refuse_descriptors(&rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?)
+}
+
 /// Whether `group` is among the supplementary groups of the peer (`SO_PEERGROUPS`, Linux 4.13).
 pub(crate) fn peer_has_group(fd: impl AsFd, group: u32) -> bool {
-    const SO_PEERGROUPS: i32 = 59;
     // NGROUPS_MAX is 65536; the kernel says ERANGE for more than fit here, which counts as no.
     let mut groups = [0u32; 1024];
     let mut len = size_of_val(&groups) as u32;
-    let result = option(fd, SO_PEERGROUPS, groups.as_mut_ptr().expose_provenance(), &mut len);
+    let result = Feature::PeerGroups
+        .check()
+        .and_then(|()| option(fd, SO_PEERGROUPS, groups.as_mut_ptr().expose_provenance(), &mut len));
     result.is_ok() && groups[..(len as usize / 4).min(groups.len())].contains(&group)
 }
 

@@ -1,11 +1,14 @@
 //! userfaultfd (`Documentation/admin-guide/mm/userfaultfd.rst`).
 
-use super::{Errno, SysResult, event, raw};
+use super::features::Feature;
+use super::{Errno, SysResult, event, procfs, raw};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const API: u64 = 0xaa;
 const USER_MODE_ONLY: usize = 1;
 
+/// Of `/dev/userfaultfd` (Linux 6.1).
+const IOCTL_NEW: usize = 0xaa00;
 const IOCTL_API: usize = 0xc018_aa3f;
 const IOCTL_REGISTER: usize = 0xc020_aa00;
 const IOCTL_UNREGISTER: usize = 0x8010_aa01;
@@ -29,6 +32,8 @@ const FEATURE_MOVE: u64 = 1 << 16;
 const IOCTL_MOVE: usize = 0xc028_aa05;
 const IOCTL_WRITEPROTECT: usize = 0xc018_aa06;
 const FAULT_ON_PROTECTED: usize = 2;
+
+const DEVICE: &core::ffi::CStr = c"/dev/userfaultfd";
 
 const MODE_MISSING: u64 = 1;
 const MODE_WP: u64 = 2;
@@ -90,12 +95,52 @@ struct RegisterArgs {
     ioctls: u64,
 }
 
-fn open(features: u64) -> SysResult<OwnedFd> {
-    let flags = libc::O_CLOEXEC as usize | libc::O_NONBLOCK as usize | USER_MODE_ONLY;
+const FLAGS: usize = libc::O_CLOEXEC as usize | libc::O_NONBLOCK as usize | USER_MODE_ONLY;
+
+/// Makes a userfaultfd through the device file, for which a container that refuses the system call may have a place. The system call needs no
+/// right, but a seccomp filter may refuse it; the file needs the right to open it, and no system call that is refused.
+fn from_device() -> SysResult<OwnedFd> {
+    Feature::UserfaultfdDevice.check()?;
+    let device = procfs::open(DEVICE)?;
     // SAFETY: creates a descriptor.
-    let fd = unsafe { raw::syscall(libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0]) }?;
+    let fd =
+        unsafe { raw::syscall(libc::SYS_ioctl, [device.as_raw_fd() as usize, IOCTL_NEW, FLAGS, 0, 0, 0]) }?;
     // SAFETY: the kernel just made this descriptor for us.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn from_system_call() -> SysResult<OwnedFd> {
+    Feature::Userfaultfd.check()?;
+    // SAFETY: creates a descriptor.
+    let fd = unsafe { raw::syscall(libc::SYS_userfaultfd, [FLAGS, 0, 0, 0, 0, 0]) }?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Whether the device file can be used.
+pub(crate) fn device() -> SysResult<()> {
+    from_device().map(drop)
+}
+
+/// Whether the system call can be used.
+pub(crate) fn system_call() -> SysResult<()> {
+    from_system_call().map(drop)
+}
+
+fn open(features: u64) -> SysResult<OwnedFd> {
+    if features & FEATURE_EXACT_ADDRESS != 0 {
+        Feature::ExactAddress.check()?;
+    }
+    if features & FEATURE_WP_ASYNC != 0 {
+        Feature::WatchAny.check()?;
+    }
+    if features & FEATURE_MOVE != 0 {
+        Feature::MovePages.check()?;
+    }
+    let fd = match from_system_call() {
+        Err(refused @ (Errno::PERM | Errno::NOSYS | Errno::ACCESS)) => from_device().map_err(|_| refused)?,
+        made => made?,
+    };
     let mut args = ApiArgs { api: API, features, ioctls: 0 };
     ioctl(&fd, IOCTL_API, &mut args)?;
     Ok(fd)
@@ -141,6 +186,11 @@ impl Userfaultfd {
             Err(Errno::INVAL) => Ok(Self { fd: open(shmem)?, any_mapping: false }),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Whether it reports the very byte that was touched (Linux 5.18).
+    pub(crate) fn tells_exact_addresses() -> SysResult<()> {
+        open(FEATURE_EXACT_ADDRESS).map(drop)
     }
 
     /// Moves pages (Linux 6.8; needs no privilege).

@@ -20,7 +20,7 @@ mod service;
 mod slots;
 mod windows;
 
-pub(crate) use service::probe;
+pub(crate) use service::{probe, probe_stopping};
 
 use super::{Access, Engine, Opened};
 use crate::config::Config;

@@ -6,6 +6,7 @@
 
 use super::calls::{Answer, Call, Calls, Ticket};
 use super::exporter::Exporter;
+use super::exporter::freeze::Freezer;
 use super::importer::Importer;
 use super::windows::Windows;
 use crate::config::Config;
@@ -17,7 +18,7 @@ use crate::range::Range;
 use crate::sys::event::{Doorbell, Poller, Ready};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::spare::{self, Spares};
-use crate::sys::{Errno, procfs, socket, thread};
+use crate::sys::{Errno, SysResult, event, procfs, socket, thread};
 use core::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -107,6 +108,12 @@ pub(crate) fn probe(config: Config) -> Result<()> {
     exporter.probe(&doorbell, || {
         let _ = poller.wait(None, |_| {});
     })
+}
+
+/// Stops the threads of this process for a moment, if that can be done.
+pub(crate) fn probe_stopping() -> SysResult<()> {
+    let (mut freezer, doorbell) = (Freezer::new()?, Doorbell::new()?);
+    freezer.probe(&doorbell, || event::wait_for_any([doorbell.as_fd()]))
 }
 
 /// Starts the service thread of this process.
@@ -342,7 +349,7 @@ impl Service {
         self.calls.answer(ticket, answer);
     }
 
-    fn list_descriptors(&mut self) -> crate::sys::SysResult<Answer> {
+    fn list_descriptors(&mut self) -> SysResult<Answer> {
         let mut numbers: OwnVec<i32> = OwnVec::new();
         let mut result = Ok(());
         let mut note = |fd| {

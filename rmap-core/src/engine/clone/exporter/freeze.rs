@@ -12,6 +12,7 @@
 use crate::engine::clone::errand::Errand;
 use crate::own::OwnMemory;
 
+use crate::sys::event::Doorbell;
 use crate::sys::procfs::{self, PathBuffer};
 use crate::sys::ptrace::{self, Change};
 use crate::sys::thread::{self, Sibling};
@@ -31,6 +32,8 @@ struct Shared {
     outcome: AtomicU32,
     errno: AtomicU32,
     thaw: AtomicU32,
+    /// Only find out whether the caller itself may be traced.
+    trial: bool,
     parent: u32,
     service_thread: u32,
     tasks: i32,
@@ -89,6 +92,10 @@ impl Freezer {
 
     /// Begins to stop all threads but the caller. `doorbell` is rung when [`Self::progress`] changes.
     pub(crate) fn start(&mut self, doorbell: BorrowedFd<'_>) -> SysResult<()> {
+        self.send_sibling(doorbell, false)
+    }
+
+    fn send_sibling(&mut self, doorbell: BorrowedFd<'_>, trial: bool) -> SysResult<()> {
         debug_assert!(self.sibling.is_none());
         // SAFETY: no sibling runs, so nobody else looks at it.
         let shared = unsafe {
@@ -97,6 +104,7 @@ impl Freezer {
                 outcome: AtomicU32::new(PENDING),
                 errno: AtomicU32::new(0),
                 thaw: AtomicU32::new(0),
+                trial,
                 parent: rustix::process::getpid().as_raw_nonzero().get() as u32,
                 service_thread: thread::id(),
                 tasks: self.tasks.as_raw_fd(),
@@ -115,6 +123,46 @@ impl Freezer {
         shared.start.store(1, Ordering::Release);
         futex::wake(&shared.start);
         Ok(())
+    }
+
+    /// Has the caller traced for a moment, without being stopped.
+    fn try_tracing(&mut self, doorbell: &Doorbell) -> SysResult<()> {
+        self.send_sibling(doorbell.as_fd(), true)?;
+        // Not before its end: a signal may stop the caller until then.
+        if let Some(sibling) = self.sibling.take() {
+            sibling.reap();
+        }
+        if self.needs_exception {
+            ptrace::allow_tracer(0);
+        }
+        match self.shared().outcome.load(Ordering::Acquire) {
+            FROZEN => Ok(()),
+            FAILED => Err(Errno::from_raw_os_error(self.shared().errno.load(Ordering::Relaxed) as i32)),
+            _ => Err(Errno::CHILD),
+        }
+    }
+
+    /// Stops all threads for a moment, and lets them go on. `wait` returns when the doorbell has been rung.
+    pub(crate) fn probe(&mut self, doorbell: &Doorbell, wait: impl Fn()) -> SysResult<()> {
+        // The caller may be the only thread.
+        if let Err(errno) = self.try_tracing(doorbell) {
+            self.needs_exception = errno == Errno::PERM;
+            self.try_tracing(doorbell)?;
+        }
+        loop {
+            self.start(doorbell.as_fd())?;
+            while self.progress() == Progress::Pending {
+                wait();
+                doorbell.clear();
+            }
+            let outcome = self.progress();
+            let again = self.thaw();
+            match outcome {
+                Progress::Failed(errno) if !again => return Err(errno),
+                Progress::Failed(_) => {}
+                _ => return Ok(()),
+            }
+        }
     }
 
     pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
@@ -211,7 +259,8 @@ extern "C" fn sibling_main(shared: *mut c_void) -> i32 {
         order: core::ptr::with_exposed_provenance_mut(shared.order),
         count: 0,
     };
-    let result = stop_all(shared, &mut tables);
+    let result =
+        if shared.trial { ptrace::seize(shared.service_thread) } else { stop_all(shared, &mut tables) };
     let outcome = match result {
         Ok(()) => FROZEN,
         Err(errno) => {
@@ -221,6 +270,10 @@ extern "C" fn sibling_main(shared: *mut c_void) -> i32 {
         }
     };
     shared.outcome.store(outcome, Ordering::Release);
+    if shared.trial {
+        // The kernel lets the thread go.
+        return 0;
+    }
     event::ring_raw(shared.doorbell);
     while shared.thaw.load(Ordering::Acquire) == 0 {
         futex::wait(&shared.thaw, 0, None);

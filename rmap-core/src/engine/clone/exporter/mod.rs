@@ -6,7 +6,7 @@ mod adopt;
 mod client;
 mod collapse;
 mod events;
-mod freeze;
+pub(crate) mod freeze;
 mod huge;
 mod notice;
 mod numa;
@@ -205,20 +205,7 @@ impl Exporter {
     /// Stops all threads for a moment, and lets them go on. `wait` returns when the doorbell has been rung.
     pub(crate) fn probe(&mut self, doorbell: &Doorbell, wait: impl Fn()) -> Result<()> {
         let what = "ptrace of this process's own threads (not while another tracer has them)";
-        loop {
-            self.freezer.start(doorbell.as_fd()).map_err(|errno| Error::Unsupported { what, errno })?;
-            while self.freezer.progress() == Progress::Pending {
-                wait();
-                doorbell.clear();
-            }
-            let outcome = self.freezer.progress();
-            let again = self.freezer.thaw();
-            match outcome {
-                Progress::Failed(errno) if !again => return Err(Error::Unsupported { what, errno }),
-                Progress::Failed(_) => {}
-                _ => break,
-            }
-        }
+        self.freezer.probe(doorbell, wait).map_err(|errno| Error::Unsupported { what, errno })?;
         let whole = Range::between(0, self.objects.end()).ok_or(Error::Invalid("no address space"))?;
         match self.objects.for_domain(whole, false) {
             Ok(_) => Ok(()),

@@ -120,10 +120,7 @@ fn probe() -> SysResult<bool> {
     if numa::allowed()?.count() <= 1 {
         return Ok(false);
     }
-    numa::set_thread_policy(&numa::thread_policy()?)?;
-    let page = core::ptr::from_ref(&()).addr() & !(PAGE - 1);
-    numa::nodes_of(page, &mut [0])?;
-    Ok(true)
+    numa::can_place().map(|()| true)
 }
 
 /// An object may have a policy for a part of it: of memory that was there before, or because the application has bound its mapping.

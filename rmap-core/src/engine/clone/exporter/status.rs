@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::own::OwnMemory;
+use crate::sys::features::Feature;
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::{fd, thread};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -33,6 +34,7 @@ impl Status {
         let view = memory::map(PAGE, rw, MapFlags::SHARED, fd.as_fd(), 0).map_err(missing)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         let ready = memory::advise(view, PAGE, libc::MADV_DONTFORK)
+            .and_then(|()| Feature::SealedMemory.check())
             .and_then(|()| rustix::fs::fcntl_add_seals(&fd, seals))
             .and_then(|()| fd::reopen(&fd, false));
         match ready {
