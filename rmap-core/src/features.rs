@@ -143,7 +143,10 @@ static ALL: [Feature; 14] = [
         without: "memory of a process with pinned memory, io_uring or libaio cannot be attached",
         remedy: "a newer kernel; RMAP_PINNED=move if nothing is in flight at the first touch",
         kind: Kind::MovePages,
-        probe: || Userfaultfd::for_moves().map(drop),
+        probe: || {
+            let moves = Userfaultfd::for_pages()?.moves_pages();
+            if moves { Ok(()) } else { Err(Errno::INVAL) }
+        },
     },
     Feature {
         name: "pagemap-scan",

@@ -29,11 +29,14 @@ const FEATURE_WP_ASYNC: u64 = 1 << 15;
 /// Linux 6.8.
 const FEATURE_MOVE: u64 = 1 << 16;
 
+const IOCTL_COPY: usize = 0xc028_aa03;
 const IOCTL_MOVE: usize = 0xc028_aa05;
 const IOCTL_WRITEPROTECT: usize = 0xc018_aa06;
 const FAULT_ON_PROTECTED: usize = 2;
 
 const DEVICE: &core::ffi::CStr = c"/dev/userfaultfd";
+
+const DO_NOT_WAKE: u64 = 1;
 
 const MODE_MISSING: u64 = 1;
 const MODE_WP: u64 = 2;
@@ -58,6 +61,7 @@ pub(crate) enum Event {
 pub(crate) struct Userfaultfd {
     fd: OwnedFd,
     any_mapping: bool,
+    moves: bool,
 }
 
 #[repr(C)]
@@ -79,13 +83,14 @@ struct ProtectArgs {
     mode: u64,
 }
 
+/// Of `UFFDIO_COPY` and `UFFDIO_MOVE`.
 #[repr(C)]
-struct MoveArgs {
+struct TransferArgs {
     to: u64,
     from: u64,
     len: u64,
     mode: u64,
-    moved: i64,
+    done: i64,
 }
 
 #[repr(C)]
@@ -164,7 +169,7 @@ impl Userfaultfd {
             Err(Errno::INVAL) => open(features)?,
             opened => opened?,
         };
-        Ok(Self { fd, any_mapping: false })
+        Ok(Self { fd, any_mapping: false, moves: false })
     }
 
     /// Reports unmapping, moving and dropping of memory, and holds the caller until the report is read.
@@ -182,8 +187,8 @@ impl Userfaultfd {
     fn for_these(events: u64) -> SysResult<Self> {
         let shmem = events | FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_HUGETLBFS_SHMEM;
         match open(shmem | FEATURE_WP_ASYNC) {
-            Ok(fd) => Ok(Self { fd, any_mapping: true }),
-            Err(Errno::INVAL) => Ok(Self { fd: open(shmem)?, any_mapping: false }),
+            Ok(fd) => Ok(Self { fd, any_mapping: true, moves: false }),
+            Err(Errno::INVAL) => Ok(Self { fd: open(shmem)?, any_mapping: false, moves: false }),
             Err(errno) => Err(errno),
         }
     }
@@ -193,9 +198,28 @@ impl Userfaultfd {
         open(FEATURE_EXACT_ADDRESS).map(drop)
     }
 
-    /// Moves pages (Linux 6.8; needs no privilege).
-    pub(crate) fn for_moves() -> SysResult<Self> {
-        Ok(Self { fd: open(FEATURE_MOVE)?, any_mapping: false })
+    /// Copies pages, and moves them where the kernel can ([`moves_pages`](Self::moves_pages)). Reports nothing that happens to mappings.
+    pub(crate) fn for_pages() -> SysResult<Self> {
+        match open(FEATURE_MOVE) {
+            Ok(fd) => Ok(Self { fd, any_mapping: false, moves: true }),
+            Err(_) => Ok(Self { fd: open(0)?, any_mapping: false, moves: false }),
+        }
+    }
+
+    /// Whether pages can be moved (Linux 6.8; needs no privilege).
+    pub(crate) fn moves_pages(&self) -> bool {
+        self.moves
+    }
+
+    /// Copies the memory at `from` to new pages at `to`, which must be trapped, and maps them; returns how many bytes it got through.
+    ///
+    /// # Errors
+    /// `EEXIST`: shared memory has a page there.
+    ///
+    /// # Safety
+    /// Nobody may rely on what `to` shows.
+    pub(crate) unsafe fn copy_pages(&self, from: usize, to: usize, len: usize) -> SysResult<usize> {
+        self.transfer(IOCTL_COPY, DO_NOT_WAKE, from, to, len)
     }
 
     /// Moves the pages that private anonymous memory has at `from` to `to`, which must be trapped; returns how many bytes it got through.
@@ -206,13 +230,15 @@ impl Userfaultfd {
     /// # Safety
     /// Nobody may use either range meanwhile, nor rely on what they show.
     pub(crate) unsafe fn move_pages(&self, from: usize, to: usize, len: usize) -> SysResult<usize> {
-        const DO_NOT_WAKE: u64 = 1;
         const ALLOW_HOLES: u64 = 2;
-        let mode = DO_NOT_WAKE | ALLOW_HOLES;
-        let mut args = MoveArgs { to: to as u64, from: from as u64, len: len as u64, mode, moved: 0 };
-        match ioctl(&self.fd, IOCTL_MOVE, &mut args) {
+        self.transfer(IOCTL_MOVE, DO_NOT_WAKE | ALLOW_HOLES, from, to, len)
+    }
+
+    fn transfer(&self, call: usize, mode: u64, from: usize, to: usize, len: usize) -> SysResult<usize> {
+        let mut args = TransferArgs { to: to as u64, from: from as u64, len: len as u64, mode, done: 0 };
+        match ioctl(&self.fd, call, &mut args) {
             Ok(()) => Ok(len),
-            Err(Errno::AGAIN) if args.moved > 0 => Ok(args.moved as usize),
+            Err(Errno::AGAIN) if args.done > 0 => Ok(args.done as usize),
             Err(errno) => Err(errno),
         }
     }

@@ -4,6 +4,7 @@ use super::huge::HugePages;
 use super::numa::Placement;
 use super::object::{Object, Objects};
 use super::pins::OldPages;
+use super::staging::{Stager, Staging};
 use super::watch::Watchers;
 use crate::error::{Error, Result, failed};
 use crate::log::log;
@@ -35,50 +36,34 @@ pub(crate) fn copy_to(object: &Object, from: usize, to: Range) -> SysResult<()> 
     Ok(())
 }
 
-/// Copies those pages of a private range that exist. A page of a private file mapping always does: in the file, if nowhere
-/// else.
+/// Copies `range`: of private memory those pages that exist. A page of a private file mapping always does: in the file, if nowhere else.
 fn fill_existing(
     object: &Object,
     range: Range,
     vma: &Vma,
     pagemap: &Pagemap,
-    placement: &mut Placement,
+    placement: &Placement,
+    staging: &mut Option<Staging<'_>>,
+    collapse: bool,
 ) -> SysResult<()> {
-    if vma.file.is_some() {
-        return placement.copy(range, |part| fill(object, part));
+    let mut fill = |part| match staging {
+        Some(staging) => staging.fill(part, collapse),
+        None => fill(object, part),
+    };
+    if vma.shared || vma.file.is_some() {
+        return placement.copy(range, fill);
     }
-    each_run(range, pagemap, |run| placement.copy(run, |part| fill(object, part)))
+    each_run(range, pagemap, |run| placement.copy(run, &mut fill))
 }
 
-/// As [`fill_existing`]; blocks that have all their pages become huge pages on the way; gives those.
-fn fill_and_collapse(
-    object: &Object,
-    range: Range,
-    vma: &Vma,
-    attributes: &Attributes,
-    pagemap: &Pagemap,
-    huge_pages: &mut HugePages,
-    placement: &mut Placement,
-) -> SysResult<Option<Range>> {
-    let Some(blocks) = huge_pages.blocks_to_fill(range, attributes).filter(|_| vma.file.is_none()) else {
-        return fill_existing(object, range, vma, pagemap, placement).map(|()| None);
-    };
-    let mut existing = 0;
-    each_run(blocks, pagemap, |run| {
-        existing += run.len();
-        Ok(())
-    })?;
-    if existing < blocks.len() {
-        return fill_existing(object, range, vma, pagemap, placement).map(|()| None);
-    }
-    for rest in [Range::between(range.start(), blocks.start()), Range::between(blocks.end(), range.end())] {
-        rest.map_or(Ok(()), |rest| fill_existing(object, rest, vma, pagemap, placement))?;
-    }
-    let fill_block = |block| {
-        placement.copy(block, |part| fill(object, part))?;
-        Ok(!placement.is_mixed(block))
-    };
-    huge_pages.fill(object, blocks, fill_block).map(|()| Some(blocks))
+/// Maps the object where its offsets say.
+///
+/// # Safety
+/// It must show what is there now, and nobody may store to that meanwhile.
+unsafe fn map_home(object: &Object, range: Range, prot: ProtFlags) -> SysResult<()> {
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+    // SAFETY: the caller's promise.
+    unsafe { memory::map_over(range.start(), range.len(), prot, flags, object.own(), range.start() as u64) }
 }
 
 /// Calls `each` for every run of pages that exist, until it fails.
@@ -120,8 +105,9 @@ pub(crate) fn restore_attributes(range: Range, attributes: &Attributes, prot: Pr
 pub(crate) struct Means<'a> {
     pub(crate) pagemap: &'a Pagemap,
     pub(crate) watchers: &'a Watchers,
+    pub(crate) stager: &'a Stager,
     pub(crate) huge_pages: &'a mut HugePages,
-    pub(crate) placement: &'a mut Placement,
+    pub(crate) placement: &'a Placement,
     /// Given where a device may write to the memory: only private anonymous memory can be asked.
     pub(crate) mover: Option<&'a Userfaultfd>,
 }
@@ -151,7 +137,7 @@ pub(crate) unsafe fn adopt(
     means: Means<'_>,
     still_stopped: impl FnOnce() -> bool,
 ) -> Result<Adopted> {
-    let Means { pagemap, watchers, huge_pages, placement, mover } = means;
+    let Means { pagemap, watchers, stager, huge_pages, placement, mover } = means;
     let undo = |error: Error| {
         let _ = object.punch(range);
         error
@@ -159,12 +145,14 @@ pub(crate) unsafe fn adopt(
     // An importer with write access may have put pages where there was nothing.
     object.punch(range).map_err(failed("fallocate"))?;
     let policy = placement.begin(object, range);
-    let copied = if vma.shared {
-        placement.copy(range, |part| fill(object, part)).map(|()| None)
-    } else {
-        fill_and_collapse(object, range, vma, attributes, pagemap, huge_pages, placement)
-    };
-    let collapsed = copied.map_err(failed("pwrite")).map_err(undo)?;
+    let mut staging = stager.stage(object, range);
+    let collapse = huge_pages.are_wanted(range, attributes);
+    fill_existing(object, range, vma, pagemap, placement, &mut staging, collapse)
+        .map_err(failed("copy to a memfd"))
+        .map_err(undo)?;
+    if let Some(staging) = staging.as_ref().filter(|_| collapse) {
+        huge_pages.note(range, staging.collapsed());
+    }
     if !still_stopped() {
         return Err(undo(Error::OutOfResources { call: "stopping the threads", errno: Errno::CHILD }));
     }
@@ -175,14 +163,15 @@ pub(crate) unsafe fn adopt(
         Some(_) => Some(unsafe { OldPages::take(range) }.map_err(failed("mremap")).map_err(undo)?),
         None => None,
     };
-    let flags = MapFlags::SHARED | MapFlags::NORESERVE;
     // SAFETY: the object shows the same bytes, and nobody could change them meanwhile.
     let mapped = unsafe {
-        memory::map_over(range.start(), range.len(), vma.prot, flags, object.own(), range.start() as u64)
+        match staging {
+            Some(staging) => staging.put_in_place(vma.prot).map_err(failed("mremap")),
+            None => map_home(object, range, vma.prot).map_err(failed("mmap")),
+        }
     };
     if let (Some(mover), Some(old)) = (mover, old) {
         let asked = mapped
-            .map_err(failed("mmap"))
             .and_then(|()| old.any_is_pinned(attributes, pagemap, mover).map_err(failed("UFFDIO_MOVE")));
         let settled = match asked {
             Ok(false) => old.copy_again(object, pagemap).map(|()| Adopted::Done),
@@ -206,18 +195,7 @@ pub(crate) unsafe fn adopt(
             }
         }
     }
-    mapped.map_err(failed("mmap")).map_err(undo)?;
-    // Before it is watched: in a watched range the kernel maps huge pages only where nothing is mapped yet.
-    match collapsed {
-        // One step for each block; else the application would have a fault for each.
-        Some(blocks) if vma.prot.contains(ProtFlags::WRITE) => {
-            let _ = memory::populate_for_stores(blocks.start(), blocks.len());
-        }
-        Some(blocks) => {
-            let _ = memory::populate_for_loads(blocks.start(), blocks.len());
-        }
-        None => huge_pages.make(object, range, attributes, placement),
-    }
+    mapped.map_err(undo)?;
     placement.give(range, policy);
     restore_attributes(range, attributes, vma.prot);
     if let Err(errno) = watchers.watch(range) {
@@ -332,7 +310,7 @@ fn copy_out(
     let mut rest = Some(range);
     while let Some(data) = rest.and_then(|rest| object.next_data(rest)) {
         let there = data.shifted(range.start(), mapped.start()).ok_or(Errno::INVAL)?;
-        placement.copy_elsewhere(there, |part| {
+        placement.copy(there, |part| {
             let mut done = part.start() - mapped.start();
             let end = part.end() - mapped.start();
             while done < end {
@@ -363,7 +341,7 @@ pub(crate) fn rehome(
     to: Range,
     prot: ProtFlags,
     watchers: &Watchers,
-    placement: &mut Placement,
+    placement: &Placement,
 ) -> Result<()> {
     let policy = placement.begin(home, to);
     home.punch(to).map_err(failed("fallocate"))?;
@@ -377,10 +355,8 @@ pub(crate) fn rehome(
         rest = Range::between(data.end(), old.end());
     }
     watchers.forget(to);
-    let flags = MapFlags::SHARED | MapFlags::NORESERVE;
     // SAFETY: the object shows the same bytes at the new place.
-    unsafe { memory::map_over(to.start(), to.len(), prot, flags, home.own(), to.start() as u64) }
-        .map_err(failed("mmap"))?;
+    unsafe { map_home(home, to, prot) }.map_err(failed("mmap"))?;
     placement.give(to, policy);
     watchers.watch(to).map_err(failed("UFFDIO_REGISTER"))
 }
@@ -395,7 +371,7 @@ fn copy_between(
 ) -> SysResult<()> {
     let view = memory::map(to.len(), ProtFlags::READ, MapFlags::SHARED, source.own(), from as u64)?;
     let result = Range::new(view, to.len()).ok_or(Errno::INVAL).and_then(|pages| {
-        placement.copy_elsewhere(pages, |part| {
+        placement.copy(pages, |part| {
             let there = part.shifted(view, to.start()).ok_or(Errno::INVAL)?;
             copy_to(target, part.start(), there)
         })

@@ -525,7 +525,7 @@ impl Exporter {
         let (Some(source), Some(home)) = (self.objects.get(serial), self.objects.get(home)) else {
             return Ok(());
         };
-        adopt::rehome(source, home, from.start(), to, vma.prot, &self.watchers, &mut self.placement)?;
+        adopt::rehome(source, home, from.start(), to, vma.prot, &self.watchers, &self.placement)?;
         adopt::restore_attributes(to, attributes, vma.prot);
         let value = Backing { serial: home.serial, ..backing };
         self.private_files.forget(to);

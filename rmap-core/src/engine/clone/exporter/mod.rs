@@ -4,7 +4,6 @@
 
 mod adopt;
 mod client;
-mod collapse;
 mod events;
 pub(crate) mod freeze;
 mod huge;
@@ -16,6 +15,7 @@ mod plan;
 mod private_files;
 mod resolve;
 mod rights;
+mod staging;
 mod status;
 mod watch;
 
@@ -43,6 +43,7 @@ use notice::Notices;
 use numa::Placement;
 use object::{Object, Objects};
 use private_files::PrivateFiles;
+use staging::Stager;
 use status::Status;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use watch::Watchers;
@@ -143,8 +144,7 @@ pub(crate) struct Exporter {
     jobs: OwnVec<Job>,
     /// Requests for pages that a device may write to now.
     postponed: OwnVec<Postponed>,
-    /// Tells whether one may; `None` before Linux 6.8.
-    mover: Option<Userfaultfd>,
+    stager: Stager,
     freezer: Freezer,
     /// When threads began to be stopped.
     freezing_since: Duration,
@@ -186,9 +186,11 @@ impl Exporter {
             lost_moves: false,
             jobs: OwnVec::new(),
             postponed: OwnVec::new(),
-            mover: Userfaultfd::for_moves().ok(),
+            stager: Userfaultfd::for_pages()
+                .map_err(missing("userfaultfd"))
+                .and_then(|pages| Stager::new(pages).map_err(failed("mmap")))?,
             freezer: Freezer::new().map_err(missing("/proc/self/task"))?,
-            huge_pages: HugePages::new().map_err(failed("mmap"))?,
+            huge_pages: HugePages::new(),
             placement: Placement::new(),
             freezing_since: Duration::ZERO,
             forking: false,
@@ -730,9 +732,7 @@ impl Exporter {
         }
         self.freezer.each_descriptor(&mut each);
         self.watchers.each_descriptor(&mut each);
-        for mover in self.mover.iter() {
-            each(mover.as_fd().as_raw_fd());
-        }
+        each(self.stager.descriptor().as_raw_fd());
         each(self.tasks.as_raw_fd());
         each(self.maps.descriptor());
         each(self.smaps.descriptor());

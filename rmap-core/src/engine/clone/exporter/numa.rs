@@ -1,14 +1,13 @@
 //! Copies of pages are made on the nodes where the pages are.
 //!
 //! The kernel takes the pages of an object from where the policy of that part of the file says (`mbind`), and where there is none,
-//! from where the policy of the thread that writes says. So the policy of the old mapping becomes that of the part of the file, but
+//! from where the policy of the task that copies says, which a sibling inherits. So the policy of the old mapping becomes that of the part of the file, but
 //! only after the copy; and while pages are copied, their node is the one that this thread prefers.
 
 use super::object::Object;
 use crate::log::log;
-use crate::own::OwnVec;
 use crate::range::Range;
-use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
+use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::numa::{self, Policy};
 use crate::sys::{Errno, SysResult};
 
@@ -17,8 +16,6 @@ use crate::sys::{Errno, SysResult};
 pub(crate) struct Placement {
     /// There is a choice, and the kernel lets us make it.
     matters: bool,
-    /// Blocks of the huge page size that were copied last and have pages of several nodes, in ascending order.
-    mixed: OwnVec<usize>,
 }
 
 impl Placement {
@@ -31,71 +28,24 @@ impl Placement {
                 false
             }
         };
-        Self { matters, mixed: OwnVec::new() }
+        Self { matters }
     }
 
     /// Begins the copy of `range` to its place in the object: pages that it gets are placed by this thread's policy. Returns the policy
     /// of what is mapped there now.
-    pub(crate) fn begin(&mut self, object: &Object, range: Range) -> Option<Policy> {
+    pub(crate) fn begin(&self, object: &Object, range: Range) -> Option<Policy> {
         if !self.matters {
             return None;
         }
-        self.mixed.clear();
         if let Err(errno) = forget_policy(object, range) {
             log!(Debug, "the memory policy of {range} stays: {errno}");
         }
         numa::policy_at(range.start()).ok()
     }
 
-    /// Has `copy` copy `range`, whose pages are asked for their nodes.
-    pub(crate) fn copy(
-        &mut self,
-        range: Range,
-        mut copy: impl FnMut(Range) -> SysResult<()>,
-    ) -> SysResult<()> {
-        if !self.matters {
-            return copy(range);
-        }
-        let mixed = &mut self.mixed;
-        each_part(range, |part| {
-            // Only another node makes a part begin inside a block.
-            let block = part.start() & !(HUGE_PAGE - 1);
-            if part.start() > block.max(range.start()) && mixed.last() != Some(&block) {
-                mixed.push(block)?;
-            }
-            copy(part)
-        })
-    }
-
-    /// Whether the block that was copied last has pages of several nodes.
-    pub(crate) fn is_mixed(&self, block: Range) -> bool {
-        self.mixed.last() == Some(&block.start())
-    }
-
-    /// As [`copy`](Self::copy), to where no huge pages are made afterwards.
-    pub(crate) fn copy_elsewhere(
-        &self,
-        range: Range,
-        mut copy: impl FnMut(Range) -> SysResult<()>,
-    ) -> SysResult<()> {
+    /// Has `copy` copy `range`, in parts that are each on one node.
+    pub(crate) fn copy(&self, range: Range, mut copy: impl FnMut(Range) -> SysResult<()>) -> SysResult<()> {
         if self.matters { each_part(range, copy) } else { copy(range) }
-    }
-
-    /// Calls `each` with the parts of `blocks` that have no block with pages of several nodes in them, until it fails: a huge page can be
-    /// on one node only.
-    pub(crate) fn uniform(
-        &self,
-        blocks: Range,
-        mut each: impl FnMut(Range) -> SysResult<()>,
-    ) -> SysResult<()> {
-        let mut start = blocks.start();
-        for block in self.mixed.iter().copied().filter(|block| blocks.contains(*block)) {
-            if let Some(part) = Range::between(start, block) {
-                each(part)?;
-            }
-            start = block + HUGE_PAGE;
-        }
-        Range::between(start, blocks.end()).map_or(Ok(()), each)
     }
 
     /// Gives the mapping of `range` this policy.
@@ -135,27 +85,28 @@ fn forget_policy(object: &Object, range: Range) -> SysResult<()> {
     forgotten
 }
 
-/// Calls `each` with the parts of `range` whose pages are on one node, while new memory comes from there, until it fails. No part
-/// reaches over the border of a block of the huge page size.
+/// Calls `each` with the parts of `range` whose pages are on one node, while new memory comes from there, until it fails.
 fn each_part(range: Range, mut each: impl FnMut(Range) -> SysResult<()>) -> SysResult<()> {
     let mut preference = Preference { before: None, node: None };
-    let mut nodes = [0; numa::BATCH];
-    let mut rest = Some(range);
-    while let Some(batch) = rest {
-        let end = batch.end().min((batch.start() + 1).next_multiple_of(HUGE_PAGE));
-        let batch = Range::between(batch.start(), end).ok_or(Errno::INVAL)?;
-        let nodes = nodes.get_mut(..batch.len() / PAGE).ok_or(Errno::INVAL)?;
-        ask(batch, nodes);
-        runs(nodes, |node, first, end| {
-            if let Some(node) = node {
-                preference.set(node);
-            }
-            let start = batch.start() + first * PAGE;
-            each(Range::new(start, (end - first) * PAGE).ok_or(Errno::INVAL)?)
-        })?;
-        rest = Range::between(end, range.end());
-    }
-    Ok(())
+    let mut known = [0; numa::BATCH];
+    let (mut used, mut count, mut rest) = (0, 0, Some(range));
+    let nodes = core::iter::from_fn(|| {
+        if used == count {
+            let batch = Range::new(rest?.start(), rest?.len().min(known.len() * PAGE))?;
+            rest = Range::between(batch.end(), range.end());
+            (used, count) = (0, batch.len() / PAGE);
+            ask(batch, known.get_mut(..count)?);
+        }
+        used += 1;
+        known.get(used - 1).copied()
+    });
+    runs(nodes, |node, first, end| {
+        if let Some(node) = node {
+            preference.set(node);
+        }
+        let start = range.start() + first * PAGE;
+        each(Range::new(start, (end - first) * PAGE).ok_or(Errno::INVAL)?)
+    })
 }
 
 /// The nodes of the pages of a range, negative where there is none.
@@ -174,20 +125,23 @@ fn ask(range: Range, nodes: &mut [i32]) {
 
 /// Calls `each` for runs of pages of one node, with their first index and that behind the last, until it fails. Pages whose node
 /// is not known go with those before them, the first ones with those after them.
-fn runs(nodes: &[i32], mut each: impl FnMut(Option<u32>, usize, usize) -> SysResult<()>) -> SysResult<()> {
-    let (mut current, mut first) = (None, 0);
-    for (index, node) in nodes.iter().enumerate() {
-        let node = u32::try_from(*node).ok();
-        if node.is_none() || node == current {
-            continue;
+fn runs(
+    nodes: impl Iterator<Item = i32>,
+    mut each: impl FnMut(Option<u32>, usize, usize) -> SysResult<()>,
+) -> SysResult<()> {
+    let (mut current, mut first, mut count) = (None, 0, 0);
+    for node in nodes {
+        let node = u32::try_from(node).ok();
+        if node.is_some() && node != current {
+            if current.is_some() {
+                each(current, first, count)?;
+                first = count;
+            }
+            current = node;
         }
-        if current.is_some() {
-            each(current, first, index)?;
-            first = index;
-        }
-        current = node;
+        count += 1;
     }
-    each(current, first, nodes.len())
+    if count > 0 { each(current, first, count) } else { Ok(()) }
 }
 
 /// The node that this thread prefers, until this is dropped.
@@ -226,7 +180,7 @@ mod tests {
 
     fn all_runs(nodes: &[i32]) -> Vec<(Option<u32>, usize, usize)> {
         let mut all = Vec::new();
-        runs(nodes, |node, first, end| {
+        runs(nodes.iter().copied(), |node, first, end| {
             all.push((node, first, end));
             Ok(())
         })
@@ -254,33 +208,10 @@ mod tests {
     #[test]
     fn nothing_comes_after_a_failure() {
         let mut calls = 0;
-        let result = runs(&[0, 1, 0], |_, _, _| {
+        let result = runs([0, 1, 0].into_iter(), |_, _, _| {
             calls += 1;
             Err(Errno::IO)
         });
         assert_eq!((result, calls), (Err(Errno::IO), 1));
-    }
-
-    #[test]
-    fn blocks_of_several_nodes_are_left_out() {
-        let block = |number: usize| number * HUGE_PAGE;
-        let mut placement = Placement { matters: true, mixed: OwnVec::new() };
-        let parts = |placement: &Placement, first: usize, end: usize| {
-            let mut parts = Vec::new();
-            placement
-                .uniform(Range::between(block(first), block(end)).unwrap(), |part| {
-                    parts.push((part.start() / HUGE_PAGE, part.end() / HUGE_PAGE));
-                    Ok(())
-                })
-                .unwrap();
-            parts
-        };
-        assert_eq!(parts(&placement, 4, 9), [(4, 9)]);
-        for number in [4, 6, 7, 20] {
-            placement.mixed.push(block(number)).unwrap();
-        }
-        assert_eq!(parts(&placement, 4, 9), [(5, 6), (8, 9)]);
-        assert_eq!(parts(&placement, 6, 8), []);
-        assert_eq!(parts(&placement, 5, 6), [(5, 6)]);
     }
 }

@@ -285,7 +285,7 @@ impl Exporter {
             return Err(Error::Invalid("an object that is not there"));
         };
         let attributes = self.smaps.attributes(range.start()).unwrap_or_default();
-        adopt::rehome(source, home, range.start(), range, vma.prot, &self.watchers, &mut self.placement)?;
+        adopt::rehome(source, home, range.start(), range, vma.prot, &self.watchers, &self.placement)?;
         adopt::restore_attributes(range, &attributes, vma.prot);
         let _ = source.punch(range);
         self.backed.insert(range, Backing { serial, ..backing }).map_err(failed("mmap"))?;
@@ -325,7 +325,7 @@ impl Exporter {
             }
         }
         let asks = !self.config.move_pinned && self.may_be_pinned(range, vma)?;
-        if asks && (vma.shared || vma.file.is_some() || self.mover.is_none()) {
+        if asks && (vma.shared || vma.file.is_some() || self.stager.mover().is_none()) {
             return Ok(Finding::Hole(PINNED));
         }
         let serial = self.object_for(grant.range, protected)?;
@@ -340,9 +340,10 @@ impl Exporter {
             let means = Means {
                 pagemap: &self.pagemap,
                 watchers: &self.watchers,
+                stager: &self.stager,
                 huge_pages: &mut self.huge_pages,
-                placement: &mut self.placement,
-                mover: self.mover.as_ref().filter(|_| asks),
+                placement: &self.placement,
+                mover: self.stager.mover().filter(|_| asks),
             };
             // SAFETY: all other threads stand still (`frozen`).
             let adopted = unsafe {

@@ -1,0 +1,252 @@
+//! Filling an object: in a mapping of our own, which then takes the range's place, page tables and all.
+//!
+//! `UFFDIO_COPY` allocates a page, copies to it and maps it in one step: without zeroing it first, and without the lock on the file that
+//! `pwrite` takes. So two can fill at once: a sibling helps, for the cores of the threads that stand still are free. And the
+//! application has no fault for any of the pages afterwards.
+//!
+//! Blocks that are filled whole can be collapsed on the way: the kernel fills a memfd with small pages unless `shmem_enabled` says
+//! otherwise, which it rarely does. Each copies a block and collapses it while it is in its cache.
+
+use super::super::errand::Errand;
+use super::object::Object;
+use crate::range::Range;
+use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
+use crate::sys::thread::{self, Sibling};
+use crate::sys::uffd::Userfaultfd;
+use crate::sys::{Errno, SysResult};
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+/// Less is copied sooner than a mapping is made.
+const SHORTEST: usize = 16 * PAGE;
+
+/// What one of the two takes at a time. It must be enough to be worth a sibling.
+const SHARE: usize = HUGE_PAGE / 2;
+
+/// The same if blocks are collapsed: two, because each call has the kernel empty the lists of all cores.
+const SHARE_OF_BLOCKS: usize = 2 * HUGE_PAGE;
+
+/// Who fills.
+#[derive(Debug)]
+pub(crate) struct Stager {
+    pages: Userfaultfd,
+    errand: Errand<Order>,
+}
+
+impl Stager {
+    pub(crate) fn new(pages: Userfaultfd) -> SysResult<Self> {
+        Ok(Self { pages, errand: Errand::new(16 << 10)? })
+    }
+
+    /// What tells whether a page is pinned; `None` before Linux 6.8.
+    pub(crate) fn mover(&self) -> Option<&Userfaultfd> {
+        Some(&self.pages).filter(|pages| pages.moves_pages())
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.pages.as_fd()
+    }
+
+    /// Makes a staging area for `home`, whose pages the object does not have; `None` if that is not worth it, or there is no room.
+    pub(crate) fn stage<'a>(&'a self, object: &'a Object, home: Range) -> Option<Staging<'a>> {
+        if home.len() < SHORTEST {
+            return None;
+        }
+        let start = memory::map_agreeing(home.len(), home.start(), ProtFlags::empty()).ok()?;
+        let view = Range::new(start, home.len())?;
+        let staging = Staging { stager: self, object, home, view, collapsed: Ok(()) };
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        // SAFETY: our own reservation.
+        unsafe { memory::map_over(start, home.len(), prot, flags, object.own(), home.start() as u64) }
+            .ok()?;
+        self.pages.trap(start, home.len()).ok()?;
+        Some(staging)
+    }
+}
+
+/// A mapping of the object, to be filled and then to be put in place.
+#[derive(Debug)]
+pub(crate) struct Staging<'a> {
+    stager: &'a Stager,
+    object: &'a Object,
+    home: Range,
+    view: Range,
+    collapsed: SysResult<()>,
+}
+
+impl Staging<'_> {
+    /// Copies a part of the home; with `collapse`, blocks become huge pages on the way.
+    ///
+    /// # Errors
+    /// What is there then is undefined. Whether collapsing has worked [`collapsed`](Self::collapsed) tells.
+    pub(crate) fn fill(&mut self, part: Range, collapse: bool) -> SysResult<()> {
+        let Some(to) = part.shifted(self.home.start(), self.view.start()) else { return Err(Errno::INVAL) };
+        // SAFETY: every sibling is reaped below.
+        let order = unsafe {
+            self.stager.errand.give(Order {
+                pages: &raw const self.stager.pages,
+                object: self.object.own().as_raw_fd(),
+                from: part,
+                to: to.start(),
+                share: if collapse { SHARE_OF_BLOCKS } else { SHARE },
+                collapse: AtomicBool::new(collapse && self.collapsed.is_ok()),
+                next: AtomicUsize::new(part.start()),
+                failed: AtomicI32::new(0),
+                not_collapsed: AtomicI32::new(0),
+            })
+        };
+        let mut sibling = None;
+        if order.is_for_two() {
+            let (top, argument) = (self.stager.errand.stack_top(), self.stager.errand.argument());
+            // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only. Without a sibling all is done here.
+            sibling = unsafe { Sibling::spawn(top, sibling_main, argument) }.ok();
+        }
+        order.work();
+        if let Some(sibling) = sibling {
+            sibling.reap();
+        }
+        self.collapsed = self.collapsed.and(outcome(&order.not_collapsed));
+        outcome(&order.failed)
+    }
+
+    /// Whether all the blocks that were to be collapsed are.
+    ///
+    /// # Errors
+    /// What the kernel said of the first that is not.
+    pub(crate) fn collapsed(&self) -> SysResult<()> {
+        self.collapsed
+    }
+
+    /// Replaces what is mapped at the home.
+    ///
+    /// # Errors
+    /// What was mapped there may be gone if the kernel has no memory.
+    ///
+    /// # Safety
+    /// The object must show there what was there, and nobody may store to it meanwhile.
+    pub(crate) unsafe fn put_in_place(self, prot: ProtFlags) -> SysResult<()> {
+        let (view, home) = (self.view, self.home);
+        self.stager.pages.forget(view.start(), view.len())?;
+        if !prot.contains(ProtFlags::READ | ProtFlags::WRITE) {
+            // SAFETY: our own mapping.
+            unsafe { memory::protect(view.start(), view.len(), prot) }?;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { memory::move_over(view.start(), view.len(), home.start()) }?;
+        core::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which has not been moved.
+        let _ = unsafe { memory::unmap(self.view.start(), self.view.len()) };
+    }
+}
+
+/// Work for both.
+#[derive(Debug)]
+struct Order {
+    pages: *const Userfaultfd,
+    object: RawFd,
+    from: Range,
+    /// Where the copy of its start goes.
+    to: usize,
+    /// Shares end at multiples of this many bytes.
+    share: usize,
+    /// Until it fails once.
+    collapse: AtomicBool,
+    /// What is before this address is copied, or somebody's work.
+    next: AtomicUsize,
+    failed: AtomicI32,
+    not_collapsed: AtomicI32,
+}
+
+fn outcome(errno: &AtomicI32) -> SysResult<()> {
+    match errno.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        errno => Err(Errno::from_raw_os_error(errno)),
+    }
+}
+
+impl Order {
+    fn is_for_two(&self) -> bool {
+        self.share_at(self.from.start()).end() < self.from.end()
+    }
+
+    fn share_at(&self, start: usize) -> Range {
+        let end = (start + 1).next_multiple_of(self.share).min(self.from.end());
+        Range::between(start, end).unwrap_or(self.from)
+    }
+
+    fn claim(&self) -> Option<Range> {
+        let next = |start| (start < self.from.end()).then(|| self.share_at(start).end());
+        let claimed = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        claimed.ok().map(|start| self.share_at(start))
+    }
+
+    fn work(&self) {
+        while let Some(share) = self.claim() {
+            if let Err(errno) = self.copy(share) {
+                self.failed.store(errno.raw_os_error(), Ordering::Relaxed);
+                self.next.store(self.from.end(), Ordering::Relaxed);
+                return;
+            }
+            if let Some(blocks) = share.blocks(HUGE_PAGE).filter(|_| self.collapse.load(Ordering::Relaxed))
+                && let Err(errno) = self.collapse(blocks)
+            {
+                self.not_collapsed.store(errno.raw_os_error(), Ordering::Relaxed);
+                self.collapse.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn place_of(&self, addr: usize) -> usize {
+        self.to + (addr - self.from.start())
+    }
+
+    fn copy(&self, share: Range) -> SysResult<()> {
+        // SAFETY: whoever gave the order lends it for as long.
+        let pages = unsafe { &*self.pages };
+        let mut at = share.start();
+        while at < share.end() {
+            // SAFETY: the target is in the staging area.
+            match unsafe { pages.copy_pages(at, self.place_of(at), share.end() - at) } {
+                Ok(count) => at += count,
+                // There is a page: an importer has put it there, or the application has all its mappings locked.
+                Err(_) => at += self.write(at)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, at: usize) -> SysResult<usize> {
+        // SAFETY: as above.
+        let object = unsafe { BorrowedFd::borrow_raw(self.object) };
+        match memory::write_from(object, at, PAGE, at as u64) {
+            Ok(PAGE) => Ok(PAGE),
+            Ok(_) => Err(Errno::IO),
+            Err(Errno::INTR) => Ok(0),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn collapse(&self, blocks: Range) -> SysResult<()> {
+        let collapse = || memory::collapse(self.place_of(blocks.start()), blocks.len());
+        match collapse().or_else(|errno| if errno == Errno::AGAIN { collapse() } else { Err(errno) }) {
+            // Pages were on their way to a list of another core, or somebody has one in hand: the rest is huge.
+            Err(Errno::AGAIN) => Ok(()),
+            collapsed => collapsed,
+        }
+    }
+}
+
+extern "C" fn sibling_main(order: *mut c_void) -> i32 {
+    // SAFETY: `Staging::fill` passes its order, and waits for the end of the sibling.
+    let order = unsafe { &*order.cast::<Order>() };
+    thread::die_with_parent();
+    order.work();
+    0
+}
