@@ -17,7 +17,7 @@ mod importer;
 mod input;
 mod process;
 /// The library's own.
-#[path = "../../rmap-core/src/engine/clone/protocol.rs"]
+#[path = "../../rmap-core/src/engine/protocol.rs"]
 mod protocol;
 mod range;
 mod system;

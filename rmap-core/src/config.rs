@@ -1,5 +1,6 @@
 //! What the environment sets, read once when the library first needs it.
 
+use crate::engine::Kind;
 use crate::features::Feature;
 use crate::log::log;
 use core::time::Duration;
@@ -9,6 +10,8 @@ use core::time::Duration;
 pub(crate) struct Config {
     /// `RMAP_DISABLE=1`: serve nothing.
     pub(crate) disabled: bool,
+    /// `RMAP_ENGINE`: what serves this process's own segments; `None`: the best that is there.
+    pub(crate) engine: Option<Kind>,
     /// `RMAP_PEER_TIMEOUT`: longest wait for a living exporter.
     pub(crate) peer_timeout: Option<Duration>,
     /// `RMAP_PINNED=move`: adopt memory although some is pinned for DMA.
@@ -26,6 +29,7 @@ impl Config {
         let seconds = text("RMAP_PEER_TIMEOUT").parse().ok().filter(|s: &f64| s.is_finite() && *s > 0.0);
         Self {
             disabled: disable(&text("RMAP_DISABLE")),
+            engine: engine(&text("RMAP_ENGINE")),
             peer_timeout: seconds.map(|s| Duration::from_secs_f64(s.min(1e9))),
             move_pinned: text("RMAP_PINNED") == "move",
             window_limit: text("RMAP_WINDOW_LIMIT").parse().unwrap_or(WINDOW_LIMIT),
@@ -50,4 +54,17 @@ fn disable(text: &str) -> bool {
         }
     }
     false
+}
+
+fn engine(text: &str) -> Option<Kind> {
+    match text {
+        "" | "auto" => None,
+        "clone" => Some(Kind::Clone),
+        "mirror" => Some(Kind::Mirror),
+        "driver" => Some(Kind::Driver),
+        other => {
+            log!(Error, "RMAP_ENGINE={other} is not auto, clone, mirror or driver, and is not looked at");
+            None
+        }
+    }
 }

@@ -2,11 +2,17 @@
 
 use core::num::NonZeroU64;
 
+use crate::engine::Kind;
+
 /// Bits of an id that count; those above name the process's endpoint.
 const COUNTER_BITS: u32 = 27;
 const ENDPOINT_BITS: u32 = 63 - COUNTER_BITS;
+/// Set in all endpoints, and in no id of XPMEM's driver: that counts to 2^30 above the 32 bits of a process id.
+const NOT_THE_DRIVERS: u64 = 1 << (ENDPOINT_BITS - 1);
+/// Set in endpoints of the mirror engine.
+const MIRRORS: u64 = 1 << (ENDPOINT_BITS - 2);
 
-/// The random name under which a process is met. A process draws a new one after fork.
+/// The random name under which an engine of a process is met, which also says what engine it is. A process draws a new one after fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Endpoint(u64);
 
@@ -15,8 +21,17 @@ const NAME_LEN: usize = 14;
 
 impl Endpoint {
     /// Takes its bits from `random`.
-    pub(crate) fn from_random(random: u64) -> Self {
-        Self(random >> (64 - ENDPOINT_BITS))
+    pub(crate) fn from_random(kind: Kind, random: u64) -> Self {
+        let name = random >> (64 - ENDPOINT_BITS) & !(NOT_THE_DRIVERS | MIRRORS);
+        Self(name | NOT_THE_DRIVERS | if kind == Kind::Mirror { MIRRORS } else { 0 })
+    }
+
+    fn kind(self) -> Kind {
+        match (self.0 & NOT_THE_DRIVERS, self.0 & MIRRORS) {
+            (0, _) => Kind::Driver,
+            (_, 0) => Kind::Clone,
+            _ => Kind::Mirror,
+        }
     }
 
     /// The abstract socket name.
@@ -57,6 +72,11 @@ impl Id {
         self.0.get().cast_signed()
     }
 
+    /// The engine that made it.
+    pub(crate) fn kind(self) -> Kind {
+        self.endpoint().kind()
+    }
+
     pub(crate) fn endpoint(self) -> Endpoint {
         Endpoint(self.0.get() >> COUNTER_BITS)
     }
@@ -72,13 +92,15 @@ mod tests {
 
     #[test]
     fn ids_are_positive_and_come_apart_again() {
-        for random in [0, 1 << 40, u64::MAX] {
-            let endpoint = Endpoint::from_random(random);
+        let kinds = [Kind::Clone, Kind::Mirror];
+        for (random, kind) in [0, 1 << 40, u64::MAX].into_iter().flat_map(|n| kinds.map(|kind| (n, kind))) {
+            let endpoint = Endpoint::from_random(kind, random);
             for counter in [1, 77, Id::MAX_COUNTER] {
                 let id = Id::new(endpoint, counter).unwrap();
                 assert!(id.to_raw() > 0);
                 assert_eq!(Id::from_raw(id.to_raw()), Some(id));
                 assert_eq!((id.endpoint(), id.counter()), (endpoint, counter));
+                assert_eq!(id.kind(), kind);
             }
             assert_eq!(Id::new(endpoint, 0), None);
             assert_eq!(Id::new(endpoint, Id::MAX_COUNTER + 1), None);
@@ -89,7 +111,15 @@ mod tests {
 
     #[test]
     fn names_show_the_whole_endpoint() {
-        assert_eq!(&Endpoint::from_random(u64::MAX).name(), b"rmap-fffffffff");
-        assert_eq!(&Endpoint::from_random(0).name(), b"rmap-000000000");
+        assert_eq!(&Endpoint::from_random(Kind::Mirror, u64::MAX).name(), b"rmap-fffffffff");
+        assert_eq!(&Endpoint::from_random(Kind::Clone, 0).name(), b"rmap-800000000");
+    }
+
+    #[test]
+    fn ids_of_the_driver_are_told_apart() {
+        // Counter and process id, the largest of each.
+        for raw in [1 << 32 | 4660, 12345, 0x3fff_ffff << 32 | 0xffff_ffff] {
+            assert_eq!(Id::from_raw(raw).map(Id::kind), Some(Kind::Driver));
+        }
     }
 }

@@ -35,6 +35,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("rmap runs on Linux, on x86-64");
 
+pub mod abi;
 mod attachment;
 mod config;
 mod engine;

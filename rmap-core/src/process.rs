@@ -5,12 +5,16 @@
 //! process; the service thread never takes it.
 
 use crate::config::Config;
-use crate::engine::{Access, Engine, Opened, clone};
+use crate::engine::clone::{self, CloneEngine};
+use crate::engine::driver::Driver;
+use crate::engine::mirror::{self, MirrorEngine};
+use crate::engine::{Access, Engine, Kind, Opened, rendezvous};
 use crate::error::{Error, Result, failed};
 use crate::id::Id;
 use crate::log::{self, log};
 use crate::own;
 use crate::range::Range;
+use crate::sys::Errno;
 use crate::sys::maps::Maps;
 use crate::sys::memory::{self, PAGE};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -34,24 +38,84 @@ struct Held {
 
 struct Tables {
     config: Option<Config>,
-    /// What the probe said.
-    usable: Option<Result<()>>,
-    /// By the engine's names for them, which are the counters of their ids.
-    permits: Option<HashMap<u32, Held>>,
+    /// What serves this process's own segments.
+    chosen: Option<Result<Kind>>,
+    /// What the probes said, by engine.
+    usable: [Option<Result<()>>; 3],
+    permits: Option<HashMap<Id, Held>>,
 }
 
-static TABLES: Mutex<Tables> = Mutex::new(Tables { config: None, usable: None, permits: None });
+static TABLES: Mutex<Tables> =
+    Mutex::new(Tables { config: None, chosen: None, usable: [None; 3], permits: None });
 
-/// The engine, once it runs. What is at home in it is found without the lock.
-static ENGINE: AtomicPtr<&'static dyn Engine> = AtomicPtr::new(core::ptr::null_mut());
+/// An engine, once it runs. What is at home in it is found without the lock.
+type Running = AtomicPtr<&'static dyn Engine>;
+/// A process's own segments are served by one engine. The other runs as well once somebody else's segment needs it: ids say which.
+static CLONE: Running = AtomicPtr::new(core::ptr::null_mut());
+static MIRROR: Running = AtomicPtr::new(core::ptr::null_mut());
+/// The driver, once it is open.
+static DRIVER: AtomicPtr<Driver> = AtomicPtr::new(core::ptr::null_mut());
 
-fn running() -> Option<&'static dyn Engine> {
-    // SAFETY: null, or what `Tables::engine` has leaked.
-    unsafe { ENGINE.load(Ordering::Acquire).as_ref() }.copied()
+fn running(engine: &Running) -> Option<&'static dyn Engine> {
+    // SAFETY: null, or what `Tables::start` has leaked.
+    unsafe { engine.load(Ordering::Acquire).as_ref() }.copied()
 }
 
-fn engine() -> Result<&'static dyn Engine> {
-    running().map_or_else(|| tables().engine(), Ok)
+fn open_driver() -> Option<&'static Driver> {
+    // SAFETY: null, or what `Tables::start_driver` has leaked.
+    unsafe { DRIVER.load(Ordering::Acquire).as_ref() }
+}
+
+/// Who serves a call.
+#[derive(Clone, Copy)]
+enum Server {
+    Engine(&'static dyn Engine),
+    Driver(&'static Driver),
+}
+
+/// Who serves this process's own segments.
+fn own_server() -> Result<Server> {
+    let mut tables = tables();
+    let kind = tables.chosen()?;
+    tables.server(kind)
+}
+
+/// Who made the id of a segment. It is started for that.
+fn server_of_segment(id: Id) -> Result<Server> {
+    let mut tables = tables();
+    let (kind, chosen) = (id.kind(), tables.chosen()?);
+    tables.server(kind).map_err(|error| match error {
+        // Then nobody on this machine has made it.
+        Error::Unsupported { .. } if kind == Kind::Driver && chosen != kind => Error::NoSuchId,
+        error => error,
+    })
+}
+
+/// Who made an id, if it is one of this process.
+fn server_of_own(id: Id) -> Result<Server> {
+    let kind = id.kind();
+    let engine = match kind {
+        Kind::Clone => running(&CLONE),
+        Kind::Mirror => running(&MIRROR),
+        // Only the driver knows whose it is.
+        Kind::Driver if open_driver().is_some() || tables().chosen()? == kind => {
+            return server_of_segment(id);
+        }
+        Kind::Driver => None,
+    };
+    match engine.filter(|engine| engine.endpoint() == id.endpoint()) {
+        Some(engine) => Ok(Server::Engine(engine)),
+        None if rendezvous::is_alive(id.endpoint()) => Err(Error::Denied),
+        None => Err(Error::NoSuchId),
+    }
+}
+
+/// Whether this process can be served at all, which is looked at before arguments are.
+fn ready() -> Result<()> {
+    if running(&CLONE).is_some() || running(&MIRROR).is_some() || open_driver().is_some() {
+        return Ok(());
+    }
+    tables().chosen().map(drop)
 }
 
 /// Settings count from now on, if they did not before.
@@ -63,6 +127,11 @@ fn tables() -> MutexGuard<'static, Tables> {
     TABLES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What serves this process's own segments where nothing was asked for: the kernel's mirrors, if it has them, because they work
+/// with all memory and cost nothing in advance; else XPMEM's driver, because whoever has installed it wants it, and programs that are
+/// linked to the original library meet there; else what every kernel can do.
+const PREFERENCE: [Kind; 3] = [Kind::Mirror, Kind::Driver, Kind::Clone];
+
 impl Tables {
     fn config(&mut self) -> Config {
         *self.config.get_or_insert_with(|| {
@@ -71,40 +140,96 @@ impl Tables {
         })
     }
 
-    fn usable(&mut self) -> Result<()> {
+    fn chosen(&mut self) -> Result<Kind> {
+        if let Some(chosen) = self.chosen {
+            return chosen;
+        }
+        let chosen = self.choose();
+        match chosen {
+            Ok(kind) => log!(Info, "engine: {kind}"),
+            Err(error) => log!(Error, "this process cannot be served: {error}"),
+        }
+        self.chosen = Some(chosen);
+        chosen
+    }
+
+    fn choose(&mut self) -> Result<Kind> {
         let config = self.config();
-        *self.usable.get_or_insert_with(|| {
-            if config.disabled {
-                return Err(Error::Disabled);
+        if config.disabled {
+            return Err(Error::Disabled);
+        }
+        if let Some(kind) = config.engine {
+            return self.usable(kind).map(|()| kind);
+        }
+        let mut result = Err(Error::Disabled);
+        for kind in PREFERENCE {
+            result = self.usable(kind).map(|()| kind);
+            match result {
+                Ok(_) => break,
+                Err(Error::Unsupported { errno: Errno::NOENT, .. }) => {}
+                Err(error) => log!(Warn, "engine {kind}: {error}"),
             }
-            let usable = clone::probe(config);
-            if let Err(error) = usable {
-                log!(Error, "this process cannot be served: {error}");
-            }
+        }
+        result
+    }
+
+    fn usable(&mut self, kind: Kind) -> Result<()> {
+        let known = self.usable[kind as usize];
+        known.unwrap_or_else(|| {
+            let config = self.config();
+            let usable = match kind {
+                Kind::Clone => {
+                    // The probe uses own memory, which a child must not share.
+                    follow_forks();
+                    clone::probe(config)
+                }
+                Kind::Mirror => mirror::probe(),
+                Kind::Driver => self.start_driver().map(drop),
+            };
+            self.usable[kind as usize] = Some(usable);
             usable
         })
     }
 
-    fn engine(&mut self) -> Result<&'static dyn Engine> {
-        self.usable()?;
-        if let Some(engine) = running() {
-            return Ok(engine);
+    fn server(&mut self, kind: Kind) -> Result<Server> {
+        let engine = match kind {
+            Kind::Clone => &CLONE,
+            Kind::Mirror => &MIRROR,
+            Kind::Driver => {
+                self.usable(kind)?;
+                return self.start_driver().map(Server::Driver);
+            }
+        };
+        if let Some(engine) = running(engine) {
+            return Ok(Server::Engine(engine));
         }
-        let engine = clone::CloneEngine::start(self.config())?;
-        let engine: &'static dyn Engine = Box::leak(Box::new(engine));
-        ENGINE.store(Box::leak(Box::new(engine)), Ordering::Release);
+        // Mirrors of others need nothing of this machine's but what they send.
+        if kind == Kind::Clone || self.chosen == Some(Ok(kind)) {
+            self.usable(kind)?;
+        }
+        let config = self.config();
+        let started: &'static dyn Engine = match kind {
+            Kind::Clone => Box::leak(Box::new(CloneEngine::start(config)?)),
+            _ => Box::leak(Box::new(MirrorEngine::start(config)?)),
+        };
+        engine.store(Box::leak(Box::new(started)), Ordering::Release);
         follow_forks();
-        Ok(engine)
+        Ok(Server::Engine(started))
     }
 
-    fn permits(&mut self) -> &mut HashMap<u32, Held> {
+    fn start_driver(&self) -> Result<&'static Driver> {
+        if let Some(driver) = open_driver() {
+            return Ok(driver);
+        }
+        let driver: &'static mut Driver = Box::leak(Box::new(Driver::open()?));
+        DRIVER.store(driver, Ordering::Release);
+        follow_forks();
+        Ok(driver)
+    }
+
+    fn permits(&mut self) -> &mut HashMap<Id, Held> {
         self.permits.get_or_insert_default()
     }
-}
-
-/// The error for an id of another process.
-fn foreign(engine: &dyn Engine, id: Id) -> Error {
-    if engine.is_alive(id.endpoint()) { Error::Denied } else { Error::NoSuchId }
 }
 
 /// The version of XPMEM that this library stands for.
@@ -112,7 +237,8 @@ fn foreign(engine: &dyn Engine, id: Id) -> Error {
 /// # Errors
 /// Where this process cannot be served at all: [`Error::Unsupported`], [`Error::Disabled`].
 pub fn version() -> Result<i32> {
-    tables().usable().map(|()| XPMEM_VERSION)
+    let kind = tables().chosen()?;
+    Ok(open_driver().filter(|_| kind == Kind::Driver).map_or(XPMEM_VERSION, Driver::version))
 }
 
 /// Offers `size` bytes from `vaddr` to others, by `permit_value`, an octal mode (spec: `xpmem_make`).
@@ -122,7 +248,33 @@ pub fn version() -> Result<i32> {
 /// # Errors
 /// [`Error::Invalid`], [`Error::OutOfIds`], [`Error::OutOfResources`], and those of [`version`], which come first.
 pub fn make(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
-    let engine = engine()?;
+    match own_server()? {
+        Server::Engine(engine) => make_with(engine, vaddr, size, permit_type, permit_value),
+        Server::Driver(driver) => driver.make(vaddr, size, permit_type, permit_value),
+    }
+}
+
+/// As [`make`], but such that importers can pin the memory: for RDMA, `O_DIRECT` and process-shared futexes. It is what [`make`] does where
+/// the clone engine serves this process.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_pinnable(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
+    ready()?;
+    let server = tables().server(Kind::Clone)?;
+    match server {
+        Server::Engine(engine) => make_with(engine, vaddr, size, permit_type, permit_value),
+        Server::Driver(driver) => driver.make(vaddr, size, permit_type, permit_value),
+    }
+}
+
+fn make_with(
+    engine: &dyn Engine,
+    vaddr: usize,
+    size: usize,
+    permit_type: i32,
+    permit_value: usize,
+) -> Result<Id> {
     if permit_type != PERMIT_MODE {
         return Err(Error::Invalid("the permit type is not XPMEM_PERMIT_MODE"));
     }
@@ -150,12 +302,12 @@ pub fn make(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) ->
 /// # Errors
 /// [`Error::Invalid`] unless the id is positive; [`Error::NoSuchId`]; [`Error::Denied`] if it is another process's.
 pub fn remove(segid: i64) -> Result<()> {
-    let engine = engine()?;
+    ready()?;
     let id = Id::from_raw(segid).ok_or(Error::Invalid("not a segment id"))?;
-    if id.endpoint() != engine.endpoint() {
-        return Err(foreign(engine, id));
+    match server_of_own(id)? {
+        Server::Engine(engine) => engine.withdraw(id.counter()),
+        Server::Driver(driver) => driver.remove(id),
     }
-    engine.withdraw(id.counter())
 }
 
 /// Gets a permit for a segment (spec: `xpmem_get`). `flags` is 0 or 1 to read, 2 to read and write; the permit value of the
@@ -167,7 +319,7 @@ pub fn remove(segid: i64) -> Result<()> {
 /// [`Error::Invalid`]; [`Error::NoSuchId`]; [`Error::Denied`] by the segment's mode; [`Error::TimedOut`];
 /// [`Error::OutOfIds`]; [`Error::OutOfResources`].
 pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
-    let engine = engine()?;
+    ready()?;
     let segment = Id::from_raw(segid).ok_or(Error::Invalid("not a segment id"))?;
     let access = match flags {
         0 | 1 => Access::ReadOnly,
@@ -179,12 +331,16 @@ pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
     if permit_type != PERMIT_MODE {
         return Err(Error::Invalid("the permit type is not XPMEM_PERMIT_MODE"));
     }
+    let engine = match server_of_segment(segment)? {
+        Server::Engine(engine) => engine,
+        Server::Driver(driver) => return driver.get(segment, flags, permit_type),
+    };
     let opened = engine.open(segment, access)?;
     let Some(id) = Id::new(engine.endpoint(), opened.grant) else {
         engine.close(opened.grant);
         return Err(Error::OutOfIds);
     };
-    tables().permits().insert(opened.grant, Held { opened, segment });
+    tables().permits().insert(id, Held { opened, segment });
     Ok(id)
 }
 
@@ -193,12 +349,13 @@ pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
 /// # Errors
 /// As [`remove`]. A dead exporter is no error.
 pub fn release(apid: i64) -> Result<()> {
-    let engine = engine()?;
+    ready()?;
     let id = Id::from_raw(apid).ok_or(Error::Invalid("not a permit id"))?;
-    if id.endpoint() != engine.endpoint() {
-        return Err(foreign(engine, id));
-    }
-    let held = tables().permits().remove(&id.counter()).ok_or(Error::NoSuchId)?;
+    let engine = match server_of_own(id)? {
+        Server::Engine(engine) => engine,
+        Server::Driver(driver) => return driver.release(id),
+    };
+    let held = tables().permits().remove(&id).ok_or(Error::NoSuchId)?;
     engine.close(held.opened.grant);
     Ok(())
 }
@@ -207,7 +364,7 @@ pub fn release(apid: i64) -> Result<()> {
 /// no error: then ask [`attach`].
 #[must_use]
 pub fn attach_known(apid: i64, offset: i64, size: usize) -> Option<usize> {
-    running()?.map_known(Id::from_raw(apid)?, offset.cast_unsigned(), size)
+    running(&CLONE)?.map_known(Id::from_raw(apid)?, offset.cast_unsigned(), size)
 }
 
 /// What [`detach`] does if the memory stays mapped, under the same terms; false is no error.
@@ -216,7 +373,7 @@ pub fn attach_known(apid: i64, offset: i64, size: usize) -> Option<usize> {
 /// As [`detach`].
 #[must_use]
 pub unsafe fn detach_known(vaddr: usize) -> bool {
-    running().is_some_and(|engine| engine.unmap_known(vaddr))
+    running(&CLONE).is_some_and(|engine| engine.unmap_known(vaddr))
 }
 
 /// Maps `size` bytes of a segment from `offset` on (spec: `xpmem_attach`): anywhere, or over whatever is at `vaddr`
@@ -232,7 +389,7 @@ pub unsafe fn detach_known(vaddr: usize) -> bool {
 /// # Safety
 /// With a `vaddr`, nobody may rely on what is mapped there now.
 pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usize> {
-    let engine = engine()?;
+    ready()?;
     let id = Id::from_raw(apid).ok_or(Error::Invalid("not a permit id"))?;
     if vaddr != 0 && vaddr.checked_next_multiple_of(PAGE).is_none_or(|end| end >= memory::task_size()) {
         return Err(Error::Invalid("the address is beyond the end of the address space"));
@@ -240,14 +397,16 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
     if !vaddr.is_multiple_of(PAGE) || !offset.cast_unsigned().is_multiple_of(PAGE as u64) {
         return Err(Error::Invalid("address and offset must be multiples of the page size"));
     }
-    if id.endpoint() != engine.endpoint() {
-        return Err(foreign(engine, id));
-    }
+    let engine = match server_of_own(id)? {
+        Server::Engine(engine) => engine,
+        // SAFETY: the caller's promise.
+        Server::Driver(driver) => return unsafe { driver.attach(id, offset, size, vaddr) },
+    };
     if let Some(base) = (vaddr == 0).then(|| attach_known(apid, offset, size)).flatten() {
         return Ok(base);
     }
     let grant = id.counter();
-    let held = tables().permits().get(&grant).copied().ok_or(Error::NoSuchId)?;
+    let held = tables().permits().get(&id).copied().ok_or(Error::NoSuchId)?;
     let segment = held.opened.range;
     let size = size.checked_next_multiple_of(PAGE).unwrap_or(0);
     let remote = usize::try_from(offset)
@@ -280,14 +439,20 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
 /// Nobody may use the attachment afterwards.
 pub unsafe fn detach(vaddr: usize) -> Result<()> {
     // No engine is started for this: what it maps could be at the very address that is asked for.
-    match running() {
-        Some(engine) if engine.unmap_known(vaddr) || engine.unmap(vaddr)? => return Ok(()),
-        Some(_) => {}
-        None => tables().usable()?,
+    ready()?;
+    for engine in [&CLONE, &MIRROR].into_iter().filter_map(running) {
+        if engine.unmap_known(vaddr) || engine.unmap(vaddr)? {
+            return Ok(());
+        }
+    }
+    if let Some(driver) = open_driver() {
+        // SAFETY: the caller's promise.
+        return unsafe { driver.detach(vaddr) };
     }
     let maps = Maps::new().map_err(failed("open of /proc/thread-self/maps"))?;
     // The library's own memory may have come to where an attachment was.
-    match maps.at(vaddr).filter(|vma| vma.file.is_none() || vma.file != own::file_id().ok()) {
+    let own = running(&CLONE).and_then(|_| own::file_id().ok());
+    match maps.at(vaddr).filter(|vma| vma.file.is_none() || vma.file != own) {
         Some(_) => Err(Error::Invalid("not an attachment")),
         None => Ok(()),
     }
@@ -312,7 +477,7 @@ fn follow_forks() {
 
 extern "C" fn before_fork() {
     let tables = tables();
-    if let Some(engine) = running() {
+    for engine in [&CLONE, &MIRROR].into_iter().filter_map(running) {
         engine.before_fork();
     }
     FORKING.with(|forking| *forking.borrow_mut() = Some(tables));
@@ -320,8 +485,10 @@ extern "C" fn before_fork() {
 
 extern "C" fn after_fork_in_parent() {
     let tables = FORKING.with(|forking| forking.borrow_mut().take());
-    if let Some(engine) = running().filter(|_| tables.is_some()) {
-        engine.after_fork_in_parent();
+    if tables.is_some() {
+        for engine in [&MIRROR, &CLONE].into_iter().filter_map(running) {
+            engine.after_fork_in_parent();
+        }
     }
 }
 
@@ -330,10 +497,17 @@ extern "C" fn after_fork_in_child() {
     let Some(mut tables) = FORKING.with(|forking| forking.borrow_mut().take()) else {
         return;
     };
-    if let Some(engine) = running() {
-        ENGINE.store(core::ptr::null_mut(), Ordering::Release);
-        engine.after_fork_in_child();
+    for engine in [&MIRROR, &CLONE] {
+        if let Some(forked) = running(engine) {
+            engine.store(core::ptr::null_mut(), Ordering::Release);
+            forked.after_fork_in_child();
+        }
     }
+    if let Some(driver) = open_driver() {
+        DRIVER.store(core::ptr::null_mut(), Ordering::Release);
+        driver.forget_after_fork();
+    }
+    own::forget_after_fork();
     if let Some(permits) = &mut tables.permits {
         permits.clear();
     }

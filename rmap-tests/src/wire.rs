@@ -151,7 +151,8 @@ impl Door {
     ///
     /// If somebody else has it.
     pub fn new(salt: u8) -> Self {
-        let endpoint = u64::from(std::process::id()) << 8 | u64::from(salt);
+        // The highest bit says that the id is not one of XPMEM's driver, the next would be the mirror engine's.
+        let endpoint = 1 << 35 | u64::from(std::process::id()) << 8 | u64::from(salt);
         Self::named_like((endpoint << COUNTER_BITS | 1).cast_signed()).expect("a name of its own")
     }
 

@@ -1,4 +1,4 @@
-//! The device's commands and argument structs (spec 1.2), as `xpmem_ioctl` takes them.
+//! The device's commands, as `xpmem_ioctl` takes them.
 //!
 //! The structs are copied in and out by the kernel, so that a bad pointer is `EFAULT`.
 
@@ -6,49 +6,7 @@ use super::{XpmemAddr, set_errno, xpmem_attach, xpmem_detach, xpmem_get, xpmem_m
 use super::{xpmem_remove, xpmem_version};
 use core::ffi::{c_int, c_void};
 use core::ptr;
-
-const VERSION: c_int = 0x7800;
-const MAKE: c_int = 0x7801;
-const REMOVE: c_int = 0x7802;
-const GET: c_int = 0x7803;
-const RELEASE: c_int = 0x7804;
-const ATTACH: c_int = 0x7805;
-const DETACH: c_int = 0x7806;
-const FORK_BEGIN: c_int = 0x7807;
-const FORK_END: c_int = 0x7808;
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Make {
-    vaddr: u64,
-    size: usize,
-    permit_type: c_int,
-    permit_value: u64,
-    segid: i64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Get {
-    segid: i64,
-    flags: c_int,
-    permit_type: c_int,
-    permit_value: u64,
-    apid: i64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Attach {
-    apid: i64,
-    offset: i64,
-    size: usize,
-    vaddr: u64,
-    fd: c_int,
-    flags: c_int,
-}
-
-const _: () = assert!(size_of::<Make>() == 40 && size_of::<Get>() == 32 && size_of::<Attach>() == 40);
+use rmap_core::abi::{self, Attach, Get, Make};
 
 fn pointer(addr: u64) -> *mut c_void {
     ptr::with_exposed_provenance_mut(addr as usize)
@@ -76,15 +34,15 @@ fn read<T: Copy>(argument: *mut c_void) -> Option<T> {
 /// # Safety
 /// As [`super::xpmem_ioctl`].
 pub(super) unsafe fn perform(command: c_int, argument: *mut c_void) -> c_int {
-    match command {
-        VERSION => xpmem_version(),
-        MAKE => read::<Make>(argument).map_or(-1, |mut make| {
+    match command.cast_unsigned() {
+        abi::VERSION => xpmem_version(),
+        abi::MAKE => read::<Make>(argument).map_or(-1, |mut make| {
             make.segid =
                 xpmem_make(pointer(make.vaddr), make.size, make.permit_type, pointer(make.permit_value));
             give_back(make.segid, &make, argument, || xpmem_remove(make.segid))
         }),
-        REMOVE => read::<i64>(argument).map_or(-1, |segid| xpmem_remove(segid)),
-        GET => read::<Get>(argument).map_or(-1, |mut get| {
+        abi::REMOVE => read::<i64>(argument).map_or(-1, |segid| xpmem_remove(segid)),
+        abi::GET => read::<Get>(argument).map_or(-1, |mut get| {
             if get.permit_value != 0 {
                 set_errno(libc::EINVAL);
                 return -1;
@@ -92,8 +50,8 @@ pub(super) unsafe fn perform(command: c_int, argument: *mut c_void) -> c_int {
             get.apid = xpmem_get(get.segid, get.flags, get.permit_type, ptr::null_mut());
             give_back(get.apid, &get, argument, || xpmem_release(get.apid))
         }),
-        RELEASE => read::<i64>(argument).map_or(-1, |apid| xpmem_release(apid)),
-        ATTACH => read::<Attach>(argument).map_or(-1, |mut attach| {
+        abi::RELEASE => read::<i64>(argument).map_or(-1, |apid| xpmem_release(apid)),
+        abi::ATTACH => read::<Attach>(argument).map_or(-1, |mut attach| {
             let addr = XpmemAddr { apid: attach.apid, offset: attach.offset };
             // SAFETY: the caller's promise.
             let base = unsafe { xpmem_attach(addr, attach.size, pointer(attach.vaddr)) };
@@ -102,8 +60,8 @@ pub(super) unsafe fn perform(command: c_int, argument: *mut c_void) -> c_int {
             give_back(base.addr() as i64, &attach, argument, || unsafe { xpmem_detach(base) })
         }),
         // SAFETY: the caller's promise.
-        DETACH => read::<u64>(argument).map_or(-1, |vaddr| unsafe { xpmem_detach(pointer(vaddr)) }),
-        FORK_BEGIN | FORK_END => 0,
+        abi::DETACH => read::<u64>(argument).map_or(-1, |vaddr| unsafe { xpmem_detach(pointer(vaddr)) }),
+        abi::FORK_BEGIN | abi::FORK_END => 0,
         _ => {
             set_errno(libc::ENOTTY);
             -1

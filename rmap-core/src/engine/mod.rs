@@ -3,12 +3,44 @@
 //! The interface is: offer a range of this process to others; open an offered range of another process under its rules; map parts of it,
 //! such that the mapping shows what is at those addresses there, now and as it changes. What an engine does to keep the
 //! mapping true is its own business.
+//!
+//! | engine | how | needs |
+//! |---|---|---|
+//! | [`clone`] | the exporter's pages move into a memfd, which importers map | nothing |
+//! | [`mirror`] | the kernel shows the exporter's pages, whatever they are | `/dev/rmap` |
+//! | [`driver`] | XPMEM's own driver is asked | `/dev/xpmem` |
+//!
+//! The driver has ids and rights of its own, so it is no [`Engine`]: whole calls go to it. The other two meet at sockets
+//! ([`rendezvous`]), speak one [`protocol`] and have one idea of [`rights`].
 
 pub(crate) mod clone;
+pub(crate) mod driver;
+pub(crate) mod mirror;
+mod protocol;
+pub(crate) mod rendezvous;
+mod rights;
 
 use crate::error::Result;
 use crate::id::{Endpoint, Id};
 use crate::range::Range;
+
+/// Which engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Clone,
+    Mirror,
+    Driver,
+}
+
+impl core::fmt::Display for Kind {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Clone => "clone",
+            Self::Mirror => "mirror",
+            Self::Driver => "driver",
+        })
+    }
+}
 
 /// What a permit allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,10 +85,16 @@ pub(crate) trait Engine: Send + Sync {
 
     /// What [`Self::map`] would give for `len` bytes at this offset of what this permit opened, if that needs nothing to be done and the range
     /// is certain to be there; it is counted as a mapping.
-    fn map_known(&self, permit: Id, offset: u64, len: usize) -> Option<usize>;
+    fn map_known(&self, permit: Id, offset: u64, len: usize) -> Option<usize> {
+        let _ = (permit, offset, len);
+        None
+    }
 
     /// Undoes one mapping at `addr` if that needs nothing to be done; true if it did.
-    fn unmap_known(&self, addr: usize) -> bool;
+    fn unmap_known(&self, addr: usize) -> bool {
+        let _ = addr;
+        false
+    }
 
     /// Maps part of an opened range: where the engine likes, or over `place`. The same part may be at the same address every time.
     fn map(&self, grant: u32, remote: Range, place: Option<usize>) -> Result<usize>;
@@ -64,11 +102,8 @@ pub(crate) trait Engine: Send + Sync {
     /// Gives up the mapping that covers `addr`; false if there is none. The last one may stay mapped for a while.
     fn unmap(&self, addr: usize) -> Result<bool>;
 
-    /// Whether a process with this endpoint lives.
-    fn is_alive(&self, endpoint: Endpoint) -> bool;
-
     /// Makes the next `fork` give the child a copy of this process's memory.
-    fn before_fork(&self);
+    fn before_fork(&'static self);
 
     /// The fork is over, in the parent.
     fn after_fork_in_parent(&self);

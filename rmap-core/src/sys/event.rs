@@ -104,6 +104,12 @@ pub(crate) fn is_readable(fd: impl AsFd) -> bool {
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
+/// Sleeps until `fd` is readable, at most for `limit`; false if the limit passed.
+pub(crate) fn wait_until_readable(fd: impl AsFd, limit: Duration) -> bool {
+    let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)) != Ok(0)
+}
+
 /// Sleeps until one of the descriptors is readable.
 pub(crate) fn wait_for_any<const N: usize>(fds: [BorrowedFd<'_>; N]) {
     let _ = poll(&mut fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)), None);

@@ -2,6 +2,7 @@
 //!
 //! The service thread runs on these alone: none of them allocates, takes a lock, or touches `errno`.
 
+pub(crate) mod device;
 pub(crate) mod event;
 pub(crate) mod fd;
 pub(crate) mod features;

@@ -3,7 +3,7 @@
 mod exporters;
 mod importers;
 /// The library's own.
-#[path = "../../../rmap-core/src/engine/clone/protocol.rs"]
+#[path = "../../../rmap-core/src/engine/protocol.rs"]
 mod protocol;
 
 mod range {

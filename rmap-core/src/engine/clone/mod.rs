@@ -15,14 +15,14 @@ mod exporter;
 mod gate;
 mod handed;
 mod importer;
-mod protocol;
+
 mod service;
 mod slots;
 mod windows;
 
 pub(crate) use service::{probe, probe_stopping};
 
-use super::{Access, Engine, Opened};
+use super::{Access, Engine, Opened, protocol, rendezvous, rights};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::id::{Endpoint, Id};
@@ -103,7 +103,7 @@ impl Engine for CloneEngine {
                 Answer::Granted { grant, range } => return Ok(Opened { grant, range }),
                 // The application's thread connects: that may wait, and carries its credentials.
                 Answer::NeedSocket if socket.is_none() => {
-                    socket = Some(service::connect(segment.endpoint())?.into_raw_fd());
+                    socket = Some(rendezvous::connect(segment.endpoint())?.into_raw_fd());
                 }
                 // The exporter has gone in between.
                 Answer::NeedSocket => return Err(Error::NoSuchId),
@@ -145,11 +145,7 @@ impl Engine for CloneEngine {
         }
     }
 
-    fn is_alive(&self, endpoint: Endpoint) -> bool {
-        endpoint == self.service.endpoint || service::connect(endpoint).is_ok()
-    }
-
-    fn before_fork(&self) {
+    fn before_fork(&'static self) {
         let (addr, count) = match self.service.calls.post(Call::ForkBegin) {
             Ok(Answer::Descriptors { addr, count }) => (addr, count),
             _ => (0, 0),
@@ -169,6 +165,5 @@ impl Engine for CloneEngine {
             service::close_inherited(addr, count);
         }
         crate::sys::spare::forget_after_fork();
-        crate::own::forget_after_fork();
     }
 }

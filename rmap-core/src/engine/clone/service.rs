@@ -10,6 +10,7 @@ use super::exporter::freeze::Freezer;
 use super::importer::Importer;
 use super::windows::Windows;
 use crate::config::Config;
+use crate::engine::{Kind, rendezvous};
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
 use crate::log::log;
@@ -65,24 +66,6 @@ fn place_in_own_memory<T>(value: T) -> Result<&'static mut T> {
     }
 }
 
-fn random() -> Result<u64> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(failed("getrandom"))?;
-    Ok(u64::from_ne_bytes(bytes))
-}
-
-fn listen() -> Result<(Endpoint, OwnedFd)> {
-    loop {
-        let endpoint = Endpoint::from_random(random()?);
-        match socket::listen(&endpoint.name()) {
-            Ok(fd) => return Ok((endpoint, fd)),
-            Err(Errno::ADDRINUSE) => {}
-            Err(errno) => return Err(failed("bind of a Unix socket")(errno)),
-        }
-    }
-}
-
 /// Tries what the engine needs of the kernel, and leaves nothing behind.
 ///
 /// # Errors
@@ -128,7 +111,7 @@ pub(crate) fn start(config: Config) -> Result<Running> {
     let calls: &'static Calls = place_in_own_memory(calls)?;
     let spares: &'static Spares = place_in_own_memory(Spares::new(calls.doorbell().as_fd()))?;
     spares.install();
-    let (endpoint, listener) = listen()?;
+    let (endpoint, listener) = rendezvous::listen(Kind::Clone)?;
     let poller = Poller::new().map_err(failed("epoll_create"))?;
     let watched =
         [(calls.doorbell().as_fd(), DOORBELL), (listener.as_fd(), LISTENER), (exporter.watcher(), WATCHER)];
@@ -388,16 +371,4 @@ pub(crate) fn close_inherited(addr: usize, count: usize) {
     }
     // SAFETY: the list has been read.
     let _ = unsafe { memory::unmap(addr, (count * size_of::<i32>()).next_multiple_of(PAGE)) };
-}
-
-/// Connects to an endpoint.
-///
-/// # Errors
-/// [`Error::NoSuchId`] if nobody has it.
-pub(crate) fn connect(endpoint: Endpoint) -> Result<OwnedFd> {
-    socket::connect(&endpoint.name()).map_err(|errno| match errno {
-        Errno::CONNREFUSED | Errno::NOENT | Errno::CONNRESET => Error::NoSuchId,
-        Errno::ACCESS | Errno::PERM => Error::Denied,
-        errno => failed("connect")(errno),
-    })
 }

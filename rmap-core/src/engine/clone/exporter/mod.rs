@@ -14,13 +14,13 @@ mod pins;
 mod plan;
 mod private_files;
 mod resolve;
-mod rights;
 mod staging;
 mod status;
 mod watch;
 
 use super::calls::{Answer, Calls, Ticket};
 use super::protocol::{Access, Message};
+use super::rights;
 use crate::config::Config;
 use crate::error::{Error, Result, failed};
 use crate::id::Id;

@@ -15,6 +15,7 @@ mod window;
 use super::calls::{Answer, Call, Calls, Ticket};
 use super::errand::Errand;
 use super::protocol::{Access, Message};
+use super::rendezvous::refusal;
 use super::windows::Listing;
 use crate::config::Config;
 use crate::error::{Error, Result, failed};
@@ -556,20 +557,6 @@ impl Importer {
             each(fd.as_raw_fd());
         }
         each(self.nothing.as_raw_fd());
-    }
-}
-
-/// The error behind an errno that an exporter has sent.
-fn refusal(errno: u32) -> Error {
-    match errno.cast_signed() {
-        libc::EACCES => Error::Denied,
-        libc::EBUSY => Error::OutOfIds,
-        libc::ENOENT => Error::NoSuchId,
-        libc::EINVAL => Error::Invalid("refused by the exporter"),
-        errno if (1..4096).contains(&errno) => {
-            Error::OutOfResources { call: "the exporter", errno: Errno::from_raw_os_error(errno) }
-        }
-        _ => Error::NoSuchId,
     }
 }
 

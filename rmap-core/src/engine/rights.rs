@@ -1,6 +1,6 @@
 //! Who may have a permit: XPMEM's rules, which are System V IPC's.
 
-use super::super::protocol::Access;
+use super::protocol::Access;
 use crate::sys::procfs::{self, PathBuffer};
 use crate::sys::socket::{self, Peer};
 use std::os::fd::AsFd;
