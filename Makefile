@@ -58,7 +58,7 @@ $(STAMP): $(SOURCES)
 	touch $@
 
 install: $(STAMP)
-	$(INSTALL) -d '$(DESTDIR)$(libdir)' '$(DESTDIR)$(includedir)' '$(DESTDIR)$(pkgconfigdir)' '$(DESTDIR)$(bindir)' \
+	$(INSTALL) -d '$(DESTDIR)$(libdir)' '$(DESTDIR)$(includedir)/linux-rmap' '$(DESTDIR)$(pkgconfigdir)' '$(DESTDIR)$(bindir)' \
 		'$(DESTDIR)$(mandir)/man3' '$(DESTDIR)$(mandir)/man7' '$(DESTDIR)$(moduledir)/xpmem'
 	$(INSTALL) -m 755 $(RELEASE)/libxpmem.so '$(DESTDIR)$(libdir)/libxpmem.so.0.0.0'
 	ln -sfn libxpmem.so.0.0.0 '$(DESTDIR)$(libdir)/libxpmem.so.0'
@@ -66,6 +66,8 @@ install: $(STAMP)
 	$(INSTALL) -m 644 $(RELEASE)/libxpmem.a '$(DESTDIR)$(libdir)/libxpmem.a'
 	$(STRIP) --strip-debug '$(DESTDIR)$(libdir)/libxpmem.a'
 	$(INSTALL) -m 644 ffi/include/xpmem.h '$(DESTDIR)$(includedir)/xpmem.h'
+	$(INSTALL) -m 644 ffi/include/rmap.h '$(DESTDIR)$(includedir)/rmap.h'
+	$(INSTALL) -m 644 ffi/include/linux-rmap/rmap.h '$(DESTDIR)$(includedir)/linux-rmap/rmap.h'
 	$(fill) packaging/xpmem.pc.in > '$(DESTDIR)$(pkgconfigdir)/xpmem.pc'
 	$(fill) packaging/xpmem.pc.in > '$(DESTDIR)$(pkgconfigdir)/cray-xpmem.pc'
 	$(fill) packaging/xpmem.module.in > '$(DESTDIR)$(moduledir)/xpmem/rmap'
@@ -79,11 +81,12 @@ install: $(STAMP)
 # Removes what `install` with the same variables made; folders stay if something else is in them.
 uninstall:
 	rm -f $(foreach f,libxpmem.so libxpmem.so.0 libxpmem.so.0.0.0 libxpmem.a,'$(DESTDIR)$(libdir)/$(f)') \
-		'$(DESTDIR)$(includedir)/xpmem.h' '$(DESTDIR)$(bindir)/with-rmap' '$(DESTDIR)$(moduledir)/xpmem/rmap' \
+		$(foreach f,xpmem.h rmap.h linux-rmap/rmap.h,'$(DESTDIR)$(includedir)/$(f)') \
+		'$(DESTDIR)$(bindir)/with-rmap' '$(DESTDIR)$(moduledir)/xpmem/rmap' \
 		$(foreach f,xpmem.pc cray-xpmem.pc,'$(DESTDIR)$(pkgconfigdir)/$(f)') \
 		$(foreach f,$(notdir $(MAN3)),'$(DESTDIR)$(mandir)/man3/$(f)') \
 		$(foreach f,$(notdir $(MAN7)),'$(DESTDIR)$(mandir)/man7/$(f)')
-	-rmdir '$(DESTDIR)$(moduledir)/xpmem' '$(DESTDIR)$(pkgconfigdir)' 2>/dev/null
+	-rmdir '$(DESTDIR)$(includedir)/linux-rmap' '$(DESTDIR)$(moduledir)/xpmem' '$(DESTDIR)$(pkgconfigdir)' 2>/dev/null
 
 # The installation that `demo` and `test` use.
 LOCAL := $(abspath $(TARGET))/prefix

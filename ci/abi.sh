@@ -24,9 +24,9 @@ expect() { # WHAT WANTED GOT
 }
 
 dynamic=$(readelf -dW "$library")
-expect "exports the nine functions and nothing else" "$(cat ci/symbols.txt)" \
+expect "exports XPMEM's nine functions, rmap_counters and nothing else" "$(cat ci/symbols.txt)" \
     "$(nm -D --defined-only "$library" | awk '{ print $NF }' | LC_ALL=C sort)"
-expect "the nine are functions" "T" "$(nm -D --defined-only "$library" | awk '{ print $(NF - 1) }' | sort -u)"
+expect "all are functions" "T" "$(nm -D --defined-only "$library" | awk '{ print $(NF - 1) }' | sort -u)"
 expect "SONAME" "libxpmem.so.0" "$(sed -n 's/.*(SONAME).*\[\(.*\)\].*/\1/p' <<<"$dynamic")"
 expect "defines no symbol versions" "" "$(grep VERDEF <<<"$dynamic" || true)"
 expect "needs the C library and libgcc_s only" "" \
@@ -34,8 +34,8 @@ expect "needs the C library and libgcc_s only" "" \
 expect "has no RPATH, no RUNPATH and no text relocations" "" "$(grep -E 'RPATH|RUNPATH|TEXTREL' <<<"$dynamic" || true)"
 expect "has no executable stack" "" "$(readelf -lW "$library" | awk '$1 == "GNU_STACK" && /E/ && $7 ~ /E/' || true)"
 expect "stays in the process once loaded (NODELETE)" "NODELETE" "$(grep -o NODELETE <<<"$dynamic" | head -n 1 || true)"
-expect "the archive has the nine functions" "$(cat ci/symbols.txt)" \
-    "$(nm --defined-only "$archive" 2>/dev/null | awk '$2 == "T" && $3 ~ /^xpmem_/ { print $3 }' | LC_ALL=C sort -u)"
+expect "the archive has the same functions" "$(cat ci/symbols.txt)" \
+    "$(nm --defined-only "$archive" 2>/dev/null | awk '$2 == "T" && $3 ~ /^(xpmem|rmap)_/ { print $3 }' | LC_ALL=C sort -u)"
 
 constants() { # PROGRAM: what the preprocessor and the compiler make of the header
     printf '#include <xpmem.h>\n#include <stdio.h>\nint main(void) { printf("%%zx %%d %%d %%d %%d %%zu\\n", XPMEM_MAXADDR_SIZE, XPMEM_RDONLY, XPMEM_RDWR, XPMEM_PERMIT_MODE, XPMEM_ERRNO_NOPROC, sizeof(struct xpmem_addr)); return 0; }\n' |

@@ -10,6 +10,8 @@ say "make install, make uninstall"
 make -s install DESTDIR="$scratch/stage" PREFIX=/opt/rmap LIBDIR=/opt/rmap/lib64
 files=$(cd "$scratch/stage" && find . ! -type d | LC_ALL=C sort)
 wanted="./opt/rmap/bin/with-rmap
+./opt/rmap/include/linux-rmap/rmap.h
+./opt/rmap/include/rmap.h
 ./opt/rmap/include/xpmem.h
 ./opt/rmap/lib64/libxpmem.a
 ./opt/rmap/lib64/libxpmem.so

@@ -126,6 +126,7 @@ struct Run<'a> {
 enum Asked {
     Permit { request: u32 },
     Page { request: u32 },
+    Counters { request: u32 },
 }
 
 struct Peer {
@@ -258,6 +259,7 @@ impl Run<'_> {
                 peer.asked.push(Asked::Page { request });
                 peer.attached.push((request, attached));
             }
+            Some(Message::Survey { request }) => peer.asked.push(Asked::Counters { request }),
             _ => {}
         }
     }
@@ -292,6 +294,13 @@ impl Peer {
         self.asked.swap_remove(at);
     }
 
+    /// The counters of this process; root and its own user may have them.
+    fn counters_asked(&mut self, number: u32) {
+        let matches = |asked: &Asked| matches!(asked, Asked::Counters { request } if *request == number);
+        let at = self.asked.iter().position(matches).expect("an answer to what was asked");
+        self.asked.swap_remove(at);
+    }
+
     fn hear(&mut self, message: Message, extra: &[OwnedFd]) {
         match message {
             Message::Granted { request, grant, range, .. } => {
@@ -311,6 +320,13 @@ impl Peer {
                 }
             }
             Message::Hole { request } | Message::ReadOnly { request } => self.page_asked(request),
+            Message::Surveyed { request } => {
+                self.counters_asked(request);
+                assert_eq!(extra.len(), 1, "counters are in a file");
+                // SAFETY: takes numbers only.
+                let flags = unsafe { libc::fcntl(extra[0].as_raw_fd(), libc::F_GETFL) };
+                assert_eq!(flags & libc::O_ACCMODE, libc::O_RDONLY, "counters are to be read");
+            }
             Message::Status => assert_eq!(extra.len(), 1, "a status word is in a file"),
             Message::Stale { .. } | Message::Removed { .. } | Message::Closed { .. } => {}
             other => panic!("an exporter does not say {other:?}"),

@@ -93,7 +93,7 @@ impl<'a> Input<'a> {
     /// A message, of every kind.
     pub(crate) fn message(&mut self, known: &Known<'_>) -> Message {
         let request = self.number(known.requests);
-        match self.below(17) {
+        match self.below(19) {
             0 => Message::Granted {
                 request,
                 grant: self.number(known.grants),
@@ -119,6 +119,8 @@ impl<'a> Input<'a> {
             8 => Message::Release { grant: self.number(known.grants) },
             14 => Message::Seen { number: self.number(&[1]) },
             16 => Message::Status,
+            17 => Message::Survey { request },
+            18 => Message::Surveyed { request },
             15 => Message::Closed { serial: self.number(known.serials) },
             9 | 10 => Message::Get { request, segment: self.number(known.segments), access: self.access() },
             _ => {

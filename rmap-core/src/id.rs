@@ -34,6 +34,18 @@ impl Endpoint {
         }
     }
 
+    /// Its bits.
+    pub(crate) fn to_raw(self) -> u64 {
+        self.0
+    }
+
+    /// The endpoint whose socket has this name.
+    pub(crate) fn from_name(name: &[u8]) -> Option<Self> {
+        let digits = core::str::from_utf8(name.strip_prefix(b"rmap-")?).ok()?;
+        let endpoint = u64::from_str_radix(digits, 16).map(Self).ok()?;
+        (endpoint.name() == name).then_some(endpoint)
+    }
+
     /// The abstract socket name.
     pub(crate) fn name(self) -> [u8; NAME_LEN] {
         let mut name = *b"rmap-000000000";
@@ -113,6 +125,13 @@ mod tests {
     fn names_show_the_whole_endpoint() {
         assert_eq!(&Endpoint::from_random(Kind::Mirror, u64::MAX).name(), b"rmap-fffffffff");
         assert_eq!(&Endpoint::from_random(Kind::Clone, 0).name(), b"rmap-800000000");
+        let endpoint = Endpoint::from_random(Kind::Clone, u64::MAX / 3);
+        assert_eq!(Endpoint::from_name(&endpoint.name()), Some(endpoint));
+        for other in
+            [&b"rmap-"[..], b"rmap-00000000", b"rmap-0000000000", b"rmap-00000000G", b"rmap-+00000000"]
+        {
+            assert_eq!(Endpoint::from_name(other), None);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! process; the service thread never takes it.
 
 use crate::config::Config;
+use crate::counters::{self, Counters, sheet};
 use crate::engine::clone::{self, CloneEngine};
 use crate::engine::driver::Driver;
 use crate::engine::mirror::{self, MirrorEngine};
@@ -232,6 +233,26 @@ impl Tables {
     }
 }
 
+/// Counts a call if it has failed.
+fn noted<T>(result: Result<T>) -> Result<T> {
+    if let Err(error) = &result {
+        counters::count_failure(error);
+    }
+    result
+}
+
+/// What this process has counted, and how it is now.
+///
+/// Nothing is started for it: all is 0 in a process that has made no segment and asked for no permit, and in a forked child that has
+/// done neither since. Only the clone engine counts.
+#[must_use]
+pub fn counters() -> Counters {
+    if let Some(engine) = running(&CLONE) {
+        engine.survey();
+    }
+    sheet::counters()
+}
+
 /// The version of XPMEM that this library stands for.
 ///
 /// # Errors
@@ -248,6 +269,10 @@ pub fn version() -> Result<i32> {
 /// # Errors
 /// [`Error::Invalid`], [`Error::OutOfIds`], [`Error::OutOfResources`], and those of [`version`], which come first.
 pub fn make(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
+    noted(make_segment(vaddr, size, permit_type, permit_value))
+}
+
+fn make_segment(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
     match own_server()? {
         Server::Engine(engine) => make_with(engine, vaddr, size, permit_type, permit_value),
         Server::Driver(driver) => driver.make(vaddr, size, permit_type, permit_value),
@@ -302,6 +327,10 @@ fn make_with(
 /// # Errors
 /// [`Error::Invalid`] unless the id is positive; [`Error::NoSuchId`]; [`Error::Denied`] if it is another process's.
 pub fn remove(segid: i64) -> Result<()> {
+    noted(remove_segment(segid))
+}
+
+fn remove_segment(segid: i64) -> Result<()> {
     ready()?;
     let id = Id::from_raw(segid).ok_or(Error::Invalid("not a segment id"))?;
     match server_of_own(id)? {
@@ -319,6 +348,10 @@ pub fn remove(segid: i64) -> Result<()> {
 /// [`Error::Invalid`]; [`Error::NoSuchId`]; [`Error::Denied`] by the segment's mode; [`Error::TimedOut`];
 /// [`Error::OutOfIds`]; [`Error::OutOfResources`].
 pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
+    noted(get_permit(segid, flags, permit_type))
+}
+
+fn get_permit(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
     ready()?;
     let segment = Id::from_raw(segid).ok_or(Error::Invalid("not a segment id"))?;
     let access = match flags {
@@ -349,6 +382,10 @@ pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
 /// # Errors
 /// As [`remove`]. A dead exporter is no error.
 pub fn release(apid: i64) -> Result<()> {
+    noted(release_permit(apid))
+}
+
+fn release_permit(apid: i64) -> Result<()> {
     ready()?;
     let id = Id::from_raw(apid).ok_or(Error::Invalid("not a permit id"))?;
     let engine = match server_of_own(id)? {
@@ -389,6 +426,10 @@ pub unsafe fn detach_known(vaddr: usize) -> bool {
 /// # Safety
 /// With a `vaddr`, nobody may rely on what is mapped there now.
 pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usize> {
+    noted(map_segment(apid, offset, size, vaddr))
+}
+
+fn map_segment(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usize> {
     ready()?;
     let id = Id::from_raw(apid).ok_or(Error::Invalid("not a permit id"))?;
     if vaddr != 0 && vaddr.checked_next_multiple_of(PAGE).is_none_or(|end| end >= memory::task_size()) {
@@ -438,6 +479,10 @@ pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Resul
 /// # Safety
 /// Nobody may use the attachment afterwards.
 pub unsafe fn detach(vaddr: usize) -> Result<()> {
+    noted(unmap_segment(vaddr))
+}
+
+fn unmap_segment(vaddr: usize) -> Result<()> {
     // No engine is started for this: what it maps could be at the very address that is asked for.
     ready()?;
     for engine in [&CLONE, &MIRROR].into_iter().filter_map(running) {
@@ -508,6 +553,7 @@ extern "C" fn after_fork_in_child() {
         driver.forget_after_fork();
     }
     own::forget_after_fork();
+    sheet::forget_after_fork();
     if let Some(permits) = &mut tables.permits {
         permits.clear();
     }

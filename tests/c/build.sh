@@ -26,8 +26,8 @@ c() {
     "$CC" -std=gnu11 -D_GNU_SOURCE -O2 -g "${warnings[@]}" $cflags "$@"
 }
 
-# The header, by itself, in every dialect.
-printf '#include <xpmem.h>\nint main(void) { return XPMEM_PERMIT_MODE - 1; }\n' >"$out/header.c"
+# The headers, by themselves, in every dialect.
+printf '#include <rmap.h>\n#include <xpmem.h>\nint main(void) { struct rmap_counters c; c.size = sizeof(c); return rmap_counters(&c) + XPMEM_PERMIT_MODE - 1; }\n' >"$out/header.c"
 for dialect in c99 c11 c17; do
     # shellcheck disable=SC2086
     "$CC" -std=$dialect -pedantic "${warnings[@]}" $cflags -fsyntax-only "$out/header.c"
@@ -43,6 +43,7 @@ rm "$out/header.c"
     "$CC" -std=c99 -pedantic -O2 "${warnings[@]}" $cflags abi.c -o "$out/abi" $libs
     c errno.c -o "$out/errno" $libs
     c ioctl.c -o "$out/ioctl" $libs
+    c counters.c -o "$out/counters" $libs
     c -pthread pair.c -o "$out/pair" $libs
     c -pthread pair.c -o "$out/pair-static" $static_libs
     c dl.c -o "$out/dl" -ldl

@@ -7,6 +7,7 @@ use core::ffi::{c_int, c_void};
 use core::ptr;
 use rmap_core::{Error, Result, process};
 
+mod counters;
 mod ioctl;
 
 /// `struct xpmem_addr`, passed by value in two registers.
@@ -121,4 +122,18 @@ pub unsafe extern "C" fn xpmem_detach(vaddr: *mut c_void) -> c_int {
 pub unsafe extern "C" fn xpmem_ioctl(command: c_int, argument: *mut c_void) -> c_int {
     // SAFETY: the caller's promise.
     unsafe { ioctl::perform(command, argument) }
+}
+
+/// Fills in the counters of this process.
+///
+/// # Safety
+/// `counters` points to a `struct rmap_counters` whose size says how many bytes it has.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn rmap_counters(counters: *mut u64) -> c_int {
+    // SAFETY: glibc's errno of the calling thread.
+    let before = unsafe { *libc::__errno_location() };
+    // SAFETY: the caller's promise.
+    let filled = unsafe { counters::fill(counters) };
+    set_errno(filled.err().unwrap_or(before));
+    if filled.is_ok() { 0 } else { -1 }
 }

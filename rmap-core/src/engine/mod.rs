@@ -102,6 +102,9 @@ pub(crate) trait Engine: Send + Sync {
     /// Gives up the mapping that covers `addr`; false if there is none. The last one may stay mapped for a while.
     fn unmap(&self, addr: usize) -> Result<bool>;
 
+    /// Brings the counters up to date that say how it is now.
+    fn survey(&self) {}
+
     /// Makes the next `fork` give the child a copy of this process's memory.
     fn before_fork(&'static self);
 

@@ -58,6 +58,10 @@ pub(crate) enum Message {
     Status,
     /// Importer: nothing is mapped any more that this or an earlier notice told of.
     Seen { number: u32 },
+    /// Anybody of the same user: what this process has counted, please.
+    Survey { request: u32 },
+    /// Exporter: it is in the file that comes with the message.
+    Surveyed { request: u32 },
 }
 
 struct Writer {
@@ -146,6 +150,8 @@ impl Message {
             Self::Removed { grant, number } => start(9).u32(grant).u32(number),
             Self::Status => start(13),
             Self::Seen { number } => start(11).u32(number),
+            Self::Survey { request } => start(14).u32(request),
+            Self::Surveyed { request } => start(15).u32(request),
             Self::Closed { serial } => start(12).u32(serial),
             Self::ReadOnly { request } => start(10).u32(request),
         }
@@ -196,6 +202,8 @@ impl Message {
             9 => Self::Removed { grant: from.u32()?, number: from.u32()? },
             13 => Self::Status,
             11 => Self::Seen { number: from.u32()? },
+            14 => Self::Survey { request: from.u32()? },
+            15 => Self::Surveyed { request: from.u32()? },
             10 => Self::ReadOnly { request: from.u32()? },
             12 => Self::Closed { serial: from.u32()? },
             _ => return None,
@@ -245,6 +253,8 @@ mod tests {
             any::<(u32, u32)>().prop_map(|(grant, number)| Message::Removed { grant, number }),
             any::<u32>().prop_map(|number| Message::Seen { number }),
             any::<u32>().prop_map(|serial| Message::Closed { serial }),
+            any::<u32>().prop_map(|request| Message::Survey { request }),
+            any::<u32>().prop_map(|request| Message::Surveyed { request }),
             Just(Message::Status),
         ]
     }
@@ -261,7 +271,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_fields_never_panic(kind in 0u32..14, fields in any::<[u8; SIZE - 8]>()) {
+        fn arbitrary_fields_never_panic(kind in 0u32..16, fields in any::<[u8; SIZE - 8]>()) {
             let mut bytes = [0; SIZE];
             bytes[..4].copy_from_slice(&VERSION.to_ne_bytes());
             bytes[4..8].copy_from_slice(&kind.to_ne_bytes());

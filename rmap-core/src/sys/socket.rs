@@ -75,6 +75,17 @@ pub(crate) fn connect(name: &[u8]) -> SysResult<OwnedFd> {
     Ok(fd)
 }
 
+/// Connects to an abstract name, without waiting.
+///
+/// # Errors
+/// `ECONNREFUSED` if nobody listens, `EAGAIN` while the listener's queue is full.
+pub(crate) fn connect_at_once(name: &[u8]) -> SysResult<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    rustix::net::connect(&fd, &address(name)?)?;
+    Ok(fd)
+}
+
 /// Takes the next connection, if there is one.
 pub(crate) fn accept(listener: impl AsFd) -> SysResult<Option<OwnedFd>> {
     match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {

@@ -32,6 +32,8 @@ pub(crate) enum Call {
     ForkBegin,
     /// The fork is over.
     ForkEnd,
+    /// Bring the counters up to date that say how it is now.
+    Survey,
 }
 
 /// What a call gives back.

@@ -18,9 +18,11 @@ mod importer;
 
 mod service;
 mod slots;
+mod surveyor;
 mod windows;
 
 pub(crate) use service::{probe, probe_stopping};
+pub use surveyor::{Process, Silence, processes};
 
 use super::{Access, Engine, Opened, protocol, rendezvous, rights};
 use crate::config::Config;
@@ -143,6 +145,10 @@ impl Engine for CloneEngine {
             Err(Error::NoSuchId) => Ok(false),
             done => done.map(|()| true),
         }
+    }
+
+    fn survey(&self) {
+        let _ = self.done(Call::Survey);
     }
 
     fn before_fork(&'static self) {

@@ -10,6 +10,7 @@ use super::exporter::freeze::Freezer;
 use super::importer::Importer;
 use super::windows::Windows;
 use crate::config::Config;
+use crate::counters::{self, Cell, sheet};
 use crate::engine::{Kind, rendezvous};
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
@@ -104,6 +105,7 @@ pub(crate) fn probe_stopping() -> SysResult<()> {
 /// # Errors
 /// [`Error::Unsupported`] where the kernel does not offer what the engine needs.
 pub(crate) fn start(config: Config) -> Result<Running> {
+    sheet::start()?;
     let exporter = Exporter::new(config)?;
     let importer = Importer::new(config)?;
     let windows = importer.kept_windows();
@@ -112,6 +114,7 @@ pub(crate) fn start(config: Config) -> Result<Running> {
     let spares: &'static Spares = place_in_own_memory(Spares::new(calls.doorbell().as_fd()))?;
     spares.install();
     let (endpoint, listener) = rendezvous::listen(Kind::Clone)?;
+    sheet::set_endpoint(endpoint.to_raw());
     let poller = Poller::new().map_err(failed("epoll_create"))?;
     let watched =
         [(calls.doorbell().as_fd(), DOORBELL), (listener.as_fd(), LISTENER), (exporter.watcher(), WATCHER)];
@@ -184,8 +187,18 @@ impl Service {
             }
             self.exporter.catch_up_clients(&self.poller, CLIENT);
             self.exporter.mind_importers(self.calls, &self.poller, WATCHER);
+            if self.exporter.is_asked() {
+                self.survey();
+                self.exporter.answer_surveys();
+            }
             self.take_stock(deaf);
         }
+    }
+
+    /// Has the counters say how it is now.
+    fn survey(&mut self) {
+        self.exporter.survey_self();
+        self.importer.survey_self();
     }
 
     /// The application has closed the library's descriptors, or has its own in their places: nothing can be done any more, and none of them may
@@ -266,7 +279,7 @@ impl Service {
 
     fn serve(&mut self, ticket: Ticket, call: Call) {
         let answer = match call {
-            Call::Offer { range, mode } => self.exporter.offer(range, mode),
+            Call::Offer { range, mode } => self.exporter.offer(self.endpoint, range, mode),
             Call::Withdraw { segment } => return self.exporter.withdraw(segment, ticket, self.calls),
             Call::Open { .. } => {
                 return self.importer.open(call, ticket, self.calls, &self.poller, HOST);
@@ -281,6 +294,7 @@ impl Service {
                 Ok(Answer::Done)
             }
             Call::Map { grant, remote, place } => {
+                counters::count(Cell::AttachMisses);
                 self.importer.catch_up(grant, self.calls, &self.poller, HOST);
                 let own = self.importer.is_own(grant, self.endpoint);
                 let replaced = place.and_then(|place| Range::new(place, remote.len()));
@@ -299,10 +313,12 @@ impl Service {
             }
             Call::Unmap { addr } => {
                 let unmapped = self.importer.unmap(addr);
+                counters::add(Cell::DetachMisses, u64::from(unmapped.is_ok()));
                 self.note_removed_windows();
                 unmapped.map(|()| Answer::Done)
             }
             Call::ForkBegin => {
+                counters::count(Cell::Forks);
                 if let Some(ticket) = self.exporter.fork_begins(ticket) {
                     self.release_fork(ticket);
                 }
@@ -315,6 +331,10 @@ impl Service {
                 }
                 spare::fork_is_over();
                 self.exporter.fork_ends();
+                Ok(Answer::Done)
+            }
+            Call::Survey => {
+                self.survey();
                 Ok(Answer::Done)
             }
         };

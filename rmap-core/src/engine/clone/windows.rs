@@ -10,6 +10,7 @@
 //! outgrown, counts and status words stay where they are for the life of the process.
 
 use super::gate::{self, Gate, Shut};
+use crate::counters::sheet::{self, Lines};
 use crate::own::{OwnMemory, OwnVec};
 use crate::range::Range;
 use crate::sys::memory::PAGE;
@@ -68,6 +69,8 @@ pub(crate) struct Windows {
     by_permit: AtomicUsize,
     by_address: AtomicUsize,
     epoch: AtomicU32,
+    /// Where threads count what they find.
+    lines: AtomicUsize,
     chunks: [AtomicUsize; CHUNKS],
 }
 
@@ -108,18 +111,17 @@ fn rows_up_to(rows: &[Row], column: usize, value: usize) -> usize {
     below
 }
 
-/// The shard of the calling thread.
-fn shard() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
+/// The number of the calling thread among those that have been here.
+fn thread_number() -> usize {
     thread_local! {
-        static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
+        static NUMBER: Cell<usize> = const { Cell::new(usize::MAX) };
     }
-    let known = SHARD.get();
-    if known < SHARDS {
+    let known = NUMBER.get();
+    if known != usize::MAX {
         return known;
     }
-    let new = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
-    SHARD.set(new);
+    let new = sheet::number_thread();
+    NUMBER.set(new);
     new
 }
 
@@ -134,7 +136,15 @@ impl Windows {
     /// Attaches to a window that shows these bytes of the permit's segment; `None` if there is none, or none of which it
     /// is certain that the segment and its process are still there.
     pub(crate) fn attach(&self, permit: u32, offset: usize, len: usize) -> Option<usize> {
-        self.attach_in(shard(), permit, offset, len)
+        let thread = thread_number();
+        let found = self.attach_in(thread % SHARDS, permit, offset, len)?;
+        self.lines().attached(thread);
+        Some(found)
+    }
+
+    fn lines(&self) -> Lines {
+        // SAFETY: `Listing::new` has set it, and it is 0 before.
+        unsafe { Lines::at(self.lines.load(Ordering::Relaxed)) }
     }
 
     fn attach_in(&self, shard: usize, permit: u32, offset: usize, len: usize) -> Option<usize> {
@@ -176,6 +186,7 @@ impl Windows {
     /// Detaches from the window that covers `addr`; false if none is counted here, nobody is to attach to it again, the tables are
     /// changing, or another thread has attached: then it is for the service thread.
     pub(crate) fn detach(&self, addr: usize) -> bool {
+        let thread = thread_number();
         loop {
             let Some(pass) = self.gate.pass() else { return false };
             let rows = rows(self.by_address.load(Ordering::Relaxed));
@@ -189,7 +200,11 @@ impl Windows {
             let Some((slot, chunk)) = slot.and_then(|slot| Some((slot, self.chunk(slot)?))) else {
                 return false;
             };
-            return gate::count_out(&chunk.shards[shard()][slot % CHUNK]);
+            let counted = gate::count_out(&chunk.shards[thread % SHARDS][slot % CHUNK]);
+            if counted {
+                self.lines().detached(thread);
+            }
+            return counted;
         }
     }
 }
@@ -322,6 +337,7 @@ impl Listing {
     pub(crate) fn new(shared: &'static Windows) -> SysResult<Self> {
         let (by_permit, by_address) = (Rows::new()?, Rows::new()?);
         shared.by_permit.store(by_permit.address(), Ordering::Relaxed);
+        shared.lines.store(Lines::of_this_process().address(), Ordering::Relaxed);
         shared.by_address.store(by_address.address(), Ordering::Release);
         let mut listing =
             Self { shared, by_permit, by_address, chunks: OwnVec::new(), free: OwnVec::new(), slots: 0 };

@@ -4,6 +4,7 @@ use super::super::protocol::{self, Access, Message, Source};
 use super::object::Object;
 use super::rights::Creator;
 use super::status::Status;
+use crate::counters::sheet::Row;
 use crate::error::{Error, Result, failed};
 use crate::own::OwnVec;
 use crate::range::Range;
@@ -27,6 +28,8 @@ pub(crate) struct Grant {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) number: u32,
+    /// Where others see what it holds, once it has had a permit.
+    pub(crate) row: Row,
     socket: OwnedFd,
     peer: Peer,
     grants: OwnVec<Grant>,
@@ -64,6 +67,7 @@ impl Client {
         let peer = socket::peer(&socket)?;
         Ok(Self {
             number,
+            row: None,
             socket,
             peer,
             grants: OwnVec::new(),
@@ -127,6 +131,16 @@ impl Client {
 
     pub(crate) fn read_only(&self, request: u32) -> Result<()> {
         self.send(Message::ReadOnly { request }, None)
+    }
+
+    /// Says what this process has counted: it is in the file.
+    pub(crate) fn surveyed(&self, request: u32, sheet: BorrowedFd<'_>) -> Result<()> {
+        self.send(Message::Surveyed { request }, Some(sheet))
+    }
+
+    /// The segments of its permits.
+    pub(crate) fn permits(&self) -> impl Iterator<Item = u32> + '_ {
+        self.grants.iter().filter(|grant| !grant.removed).map(|grant| grant.segment)
     }
 
     pub(crate) fn grant(

@@ -9,6 +9,7 @@
 
 use super::adopt::{self, Backing, Origin};
 use super::{Exporter, Shared};
+use crate::counters::{self, Cell};
 use crate::error::{Result, failed};
 use crate::log::log;
 use crate::own::{OwnVec, Span};
@@ -202,6 +203,7 @@ impl Exporter {
             if self.waits_for_importers() {
                 return;
             }
+            counters::count(Cell::Events);
             match self.watchers.read(watcher) {
                 Ok(Some(Event::Dropping { start, end })) => self.after_drop(start, end, held.ok().as_ref()),
                 Ok(Some(Event::Moved { from, to, len })) => self.after_move(from, to, len),
@@ -254,6 +256,7 @@ impl Exporter {
             return log!(Error, "{range} may be seen although it is gone");
         }
         for object in self.objects.iter() {
+            counters::count(Cell::Punches);
             if let Err(errno) = object.punch(range) {
                 log!(Error, "punching {range}: {errno}");
             }
@@ -271,6 +274,7 @@ impl Exporter {
         for span in self.backed.within(range) {
             let shared = span.value.origin == Origin::Shared;
             if let Some(object) = self.objects.get(span.value.serial).filter(|_| !shared) {
+                counters::count(Cell::Punches);
                 if let Err(errno) = object.punch(span.range) {
                     log!(Error, "punching {}: {errno}", span.range);
                 }
@@ -387,6 +391,7 @@ impl Exporter {
             while let Some(rest) = from {
                 let shown = self.backed.within(rest).find(|span| span.value.serial == object.serial);
                 let hole = Range::between(rest.start(), shown.map_or(rest.end(), |span| span.range.start()));
+                counters::add(Cell::Punches, u64::from(hole.is_some()));
                 if let Some(Err(errno)) = hole.map(|hole| object.punch(hole)) {
                     log!(Error, "punching {rest}: {errno}");
                 }

@@ -31,6 +31,8 @@ struct Shared {
     start: AtomicU32,
     outcome: AtomicU32,
     errno: AtomicU32,
+    /// How many threads stand still.
+    threads: AtomicU32,
     thaw: AtomicU32,
     /// Only find out whether the caller itself may be traced.
     trial: bool,
@@ -103,6 +105,7 @@ impl Freezer {
                 start: AtomicU32::new(0),
                 outcome: AtomicU32::new(PENDING),
                 errno: AtomicU32::new(0),
+                threads: AtomicU32::new(0),
                 thaw: AtomicU32::new(0),
                 trial,
                 parent: rustix::process::getpid().as_raw_nonzero().get() as u32,
@@ -181,6 +184,11 @@ impl Freezer {
             _ if !self.still_stopped() => Progress::Failed(Errno::CHILD),
             _ => Progress::Pending,
         }
+    }
+
+    /// How many threads stand still.
+    pub(crate) fn threads(&self) -> u32 {
+        self.shared().threads.load(Ordering::Relaxed)
     }
 
     /// Whether the threads still stand: somebody may have killed the sibling.
@@ -269,6 +277,7 @@ extern "C" fn sibling_main(shared: *mut c_void) -> i32 {
             FAILED
         }
     };
+    shared.threads.store(tables.count as u32, Ordering::Relaxed);
     shared.outcome.store(outcome, Ordering::Release);
     if shared.trial {
         // The kernel lets the thread go.

@@ -3,6 +3,7 @@
 //! Holes are left alone: collapsing a block with one would turn it into memory, and fails anyway while an importer's window traps
 //! missing pages there.
 
+use crate::counters::{self, Cell};
 use crate::log::log;
 use crate::range::Range;
 use crate::sys::SysResult;
@@ -43,6 +44,7 @@ impl HugePages {
             Err(errno) => {
                 self.skipped = (2 * self.skipped).clamp(1, MOST);
                 self.skip = self.skipped;
+                counters::count(Cell::HugePagesFailed);
                 log!(Debug, "no huge pages for {range}: {errno}");
             }
         }

@@ -16,14 +16,17 @@ mod private_files;
 mod resolve;
 mod staging;
 mod status;
+mod survey;
 mod watch;
 
 use super::calls::{Answer, Calls, Ticket};
 use super::protocol::{Access, Message};
 use super::rights;
 use crate::config::Config;
+use crate::counters::sheet::{PeerRows, Row, SegmentRows};
+use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
-use crate::id::Id;
+use crate::id::{Endpoint, Id};
 use crate::log::log;
 use crate::own::{OwnVec, RangeTable};
 use crate::range::Range;
@@ -56,6 +59,7 @@ struct Segment {
     mode: u32,
     /// Another user has had a permit: it may have kept a descriptor.
     strangers: bool,
+    row: Row,
 }
 
 /// Where a file is mapped: the file, and the offset that address 0 would have.
@@ -122,6 +126,10 @@ pub(crate) struct Exporter {
     last_segment: u32,
     clients: OwnVec<Client>,
     next_client: u32,
+    segment_rows: SegmentRows,
+    peer_rows: PeerRows,
+    /// Who wants to know what this process has counted.
+    asked: OwnVec<survey::Asked>,
     notices: Notices,
     status: Status,
     objects: Objects,
@@ -173,6 +181,9 @@ impl Exporter {
             last_segment: 0,
             clients: OwnVec::new(),
             next_client: 1,
+            segment_rows: SegmentRows::new(),
+            peer_rows: PeerRows::of_importers(),
+            asked: OwnVec::new(),
             notices: Notices::new(),
             status: Status::new()?,
             objects: Objects::new(),
@@ -252,13 +263,18 @@ impl Exporter {
     }
 
     /// Shares a range.
-    pub(crate) fn offer(&mut self, range: Range, mode: u32) -> Result<Answer> {
+    pub(crate) fn offer(&mut self, endpoint: Endpoint, range: Range, mode: u32) -> Result<Answer> {
         if self.last_segment >= Id::MAX_COUNTER {
             return Err(Error::OutOfIds);
         }
         let counter = self.last_segment + 1;
-        self.segments.push(Segment { counter, range, mode, strangers: false }).map_err(failed("mmap"))?;
+        self.segments.reserve(1).map_err(failed("mmap"))?;
+        let id = Id::new(endpoint, counter).map_or(0, |id| id.to_raw().cast_unsigned());
+        let row = self.segment_rows.insert(id, range.start(), range.end(), mode);
+        let segment = Segment { counter, range, mode, strangers: false, row };
+        self.segments.push(segment).map_err(failed("mmap"))?;
         self.last_segment = counter;
+        counters::count(Cell::SegmentsMade);
         log!(Info, "segment {counter} offers {range} with mode {mode:04o}");
         Ok(Answer::Segment(counter))
     }
@@ -271,6 +287,8 @@ impl Exporter {
         let Some(segment) = self.segments.remove(index) else {
             return calls.fail(ticket, Error::NoSuchId);
         };
+        self.segment_rows.remove(segment.row);
+        counters::count(Cell::SegmentsRemoved);
         let mut granted = segment.strangers;
         let number = self.notices.next();
         for client in self.clients.iter_mut() {
@@ -430,6 +448,9 @@ impl Exporter {
 
     fn drop_client(&mut self, number: u32) {
         let client = self.client(number).and_then(|index| self.clients.remove(index));
+        if let Some(client) = &client {
+            self.peer_rows.remove(client.row, client.pid(), client.uid());
+        }
         if let Some((user, since)) =
             client.and_then(|client| Some((client.uid(), client.waited_for_since()?)))
         {
@@ -485,6 +506,7 @@ impl Exporter {
                 self.jobs.push(Job::Resolve { client: number, request }).map_err(failed("mmap"))
             }
             Message::Seen { number } => self.clients[index].has_seen(number),
+            Message::Survey { request } => self.survey_asked(number, request),
             _ => Err(Error::Invalid("a message that importers do not send")),
         }
     }
@@ -494,10 +516,12 @@ impl Exporter {
         let Some(index) = self.client(number) else { return Ok(()) };
         let client = &self.clients[index];
         let Some(place) = self.segments.iter().position(|s| s.counter == segment) else {
+            counters::count(Cell::PermitsUnknown);
             return client.refuse(request, &Error::NoSuchId);
         };
         let segment = self.segments[place];
         if !client.passes(&self.creator, segment.mode, access) {
+            counters::count(Cell::PermitsDenied);
             return client.refuse(request, &Error::Denied);
         }
         let stranger = client.uid() != rustix::process::geteuid().as_raw();
@@ -512,10 +536,16 @@ impl Exporter {
         match made.map(|serial| self.objects.get(serial)) {
             Ok(Some(object)) => {
                 self.segments[place].strangers |= stranger;
+                if client.row.is_none() {
+                    client.row = self.peer_rows.insert(client.pid(), client.uid());
+                }
+                self.peer_rows.permit(client.row);
+                counters::count(Cell::PermitsGiven);
                 client.grant(request, segment.counter, segment.range, access, object, &self.status)
             }
             Ok(None) => client.refuse(request, &Error::NoSuchId),
             Err(error) => {
+                counters::count(Cell::PermitsFailed);
                 log!(Warn, "no permit for process {}: {error}", client.pid());
                 client.refuse(request, &error)
             }
@@ -544,8 +574,10 @@ impl Exporter {
                 }
                 Progress::Frozen => {
                     let fork = self.run_jobs(calls);
+                    let threads = self.freezer.threads();
                     self.freezer.thaw();
                     let stall = thread::time().saturating_sub(self.freezing_since);
+                    counters::count_stall(stall, threads);
                     log!(Debug, "threads stood still for {} us", stall.as_micros());
                     if fork.is_some() {
                         return fork;
@@ -553,6 +585,7 @@ impl Exporter {
                 }
                 Progress::Failed(errno) => {
                     if !self.freezer.thaw() {
+                        counters::count(Cell::StallsFailed);
                         log!(Error, "cannot stop the threads of this process ({errno}): is it being traced?");
                         self.fail_jobs(errno, calls);
                     }
@@ -676,6 +709,7 @@ impl Exporter {
                     return;
                 }
                 adopt::restore_attributes(piece, &attributes, vma.prot);
+                counters::add(Cell::EvictedBytes, piece.len() as u64);
             }
         }
         let _ = object.punch(part);

@@ -8,6 +8,7 @@
 
 use super::super::calls::{Answer, Calls, Ticket};
 use super::Exporter;
+use crate::counters::{self, Cell};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
@@ -123,6 +124,7 @@ impl Exporter {
     /// Tells the importers that files in `range` are not mapped there any more.
     pub(super) fn tell_stale(&mut self, range: Range) {
         let number = self.notices.next();
+        counters::count(Cell::Notices);
         for client in self.clients.iter_mut() {
             client.stale(range, number);
         }

@@ -50,6 +50,11 @@ impl Object {
         memory::allocate(&self.fd, range.start() as u64, range.len() as u64)
     }
 
+    /// How much memory it takes.
+    pub(crate) fn bytes(&self) -> SysResult<u64> {
+        Ok(rustix::fs::fstat(&self.fd)?.st_blocks.cast_unsigned() * 512)
+    }
+
     /// The next part of `range` that has pages.
     pub(crate) fn next_data(&self, range: Range) -> Option<Range> {
         use rustix::fs::SeekFrom;

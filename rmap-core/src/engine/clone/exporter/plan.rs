@@ -2,6 +2,7 @@
 
 use super::object::MAPS_PATH;
 use super::status;
+use crate::counters::sheet;
 use crate::own::file_id;
 use crate::range::Range;
 use crate::sys::SysResult;
@@ -68,6 +69,9 @@ pub(crate) fn plan(
     }
     if mapping.path() == status::MAPS_PATH {
         return Ok(Plan::Hole("a status word"));
+    }
+    if mapping.path() == sheet::MAPS_PATH {
+        return Ok(Plan::Hole("the library's counters"));
     }
     if mapping.path() == MAPS_PATH {
         return Ok(Plan::Hole("an attachment of another process"));

@@ -6,6 +6,7 @@ use super::client::Grant;
 use super::pins;
 use super::plan::{self, Mapping, Plan};
 use super::{Exporter, Postponed, Resolve, Shared};
+use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
@@ -99,22 +100,32 @@ impl Exporter {
             Finding::NeedsFreeze | Finding::Pinned => return Ok(false),
             Finding::Hole(why) => {
                 log!(Debug, "{:#x} is a hole for process {}: {why}", request.addr, client.pid());
+                counters::count(Cell::AnswersHole);
                 client.hole(id)?;
             }
-            Finding::ReadOnly => client.read_only(id)?,
+            Finding::ReadOnly => {
+                counters::count(Cell::AnswersReadOnly);
+                client.read_only(id)?;
+            }
             Finding::InObject { serial, range } => {
                 let Some(object) = self.objects.get(serial) else {
                     return Ok(false);
                 };
                 let writable = write && !object.protected;
                 let source = Source::Object { serial };
+                counters::count(Cell::AnswersObject);
+                self.peer_rows.answer(client.row, range.len() as u64);
                 client.resolved(id, range, source, writable, Some(object.descriptor(writable)))?;
             }
             Finding::InFile { range, offset, fd, writable } => {
+                counters::count(Cell::AnswersFile);
+                self.peer_rows.answer(client.row, range.len() as u64);
                 client.resolved(id, range, Source::File { offset }, writable, Some(fd.as_fd()))?;
             }
             Finding::InSystemV { range, id: segment, offset, writable } => {
                 let source = Source::SystemV { id: segment, offset };
+                counters::count(Cell::AnswersSystemV);
+                self.peer_rows.answer(client.row, range.len() as u64);
                 client.resolved(id, range, source, writable && write, None)?;
             }
         }
@@ -164,6 +175,7 @@ impl Exporter {
                 if !frozen && !self.is_still(&mapping.vma, page) {
                     return Ok(Finding::NeedsFreeze);
                 }
+                counters::add(Cell::CopiedBytes, range.len() as u64);
                 log!(Debug, "copied {range}");
                 Ok(Finding::InObject { serial, range })
             }
@@ -364,6 +376,8 @@ impl Exporter {
                 }
             }
         }
+        counters::count(Cell::Adoptions);
+        counters::add(Cell::AdoptedBytes, range.len() as u64);
         log!(Debug, "adopted {range}");
         Ok(Finding::InObject { serial, range })
     }

@@ -9,6 +9,7 @@
 
 use super::super::errand::Errand;
 use super::object::Object;
+use crate::counters::{self, Cell};
 use crate::range::Range;
 use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
 use crate::sys::thread::{self, Sibling};
@@ -94,6 +95,7 @@ impl Staging<'_> {
                 next: AtomicUsize::new(part.start()),
                 failed: AtomicI32::new(0),
                 not_collapsed: AtomicI32::new(0),
+                huge_pages: AtomicUsize::new(0),
             })
         };
         let mut sibling = None;
@@ -107,6 +109,7 @@ impl Staging<'_> {
             sibling.reap();
         }
         self.collapsed = self.collapsed.and(outcome(&order.not_collapsed));
+        counters::add(Cell::HugePages, order.huge_pages.load(Ordering::Relaxed) as u64);
         outcome(&order.failed)
     }
 
@@ -162,6 +165,8 @@ struct Order {
     next: AtomicUsize,
     failed: AtomicI32,
     not_collapsed: AtomicI32,
+    /// How many blocks were collapsed.
+    huge_pages: AtomicUsize,
 }
 
 fn outcome(errno: &AtomicI32) -> SysResult<()> {
@@ -194,11 +199,16 @@ impl Order {
                 self.next.store(self.from.end(), Ordering::Relaxed);
                 return;
             }
-            if let Some(blocks) = share.blocks(HUGE_PAGE).filter(|_| self.collapse.load(Ordering::Relaxed))
-                && let Err(errno) = self.collapse(blocks)
-            {
-                self.not_collapsed.store(errno.raw_os_error(), Ordering::Relaxed);
-                self.collapse.store(false, Ordering::Relaxed);
+            let blocks = share.blocks(HUGE_PAGE).filter(|_| self.collapse.load(Ordering::Relaxed));
+            match blocks.map(|blocks| (blocks, self.collapse(blocks))) {
+                Some((blocks, Ok(()))) => {
+                    self.huge_pages.fetch_add(blocks.len() / HUGE_PAGE, Ordering::Relaxed);
+                }
+                Some((_, Err(errno))) => {
+                    self.not_collapsed.store(errno.raw_os_error(), Ordering::Relaxed);
+                    self.collapse.store(false, Ordering::Relaxed);
+                }
+                None => {}
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::super::protocol::{Message, Source};
 use super::{Importer, RequestKind};
+use crate::counters::{self, Cell};
 use crate::error::{Error, Result};
 use crate::log::log;
 use crate::range::Range;
@@ -88,6 +89,7 @@ impl Importer {
         self.windows[index].run = run;
         let attached = Range::new(window.remote, window.range.len()).ok_or(Error::Invalid("no range"))?;
         let kind = RequestKind::Resolve { page };
+        counters::count(Cell::TouchesAsked);
         self.ask(permit.host, kind, poller, token, |request| Message::Resolve {
             request,
             grant: permit.grant,

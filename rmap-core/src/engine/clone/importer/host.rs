@@ -2,6 +2,7 @@
 
 use super::super::protocol::{self, Message};
 use super::status::StatusWord;
+use crate::counters::sheet::Row;
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
 use crate::own::OwnVec;
@@ -25,6 +26,8 @@ pub(crate) struct Host {
     pub(crate) endpoint: Endpoint,
     pub(crate) identity: u64,
     pub(crate) alive: bool,
+    /// Where others see what this process has of it.
+    pub(crate) row: Row,
     socket: OwnedFd,
     peer: Peer,
     status: Option<StatusWord>,
@@ -54,6 +57,7 @@ impl Host {
             endpoint,
             identity,
             alive: true,
+            row: None,
             socket,
             peer,
             status: None,

@@ -14,10 +14,12 @@ mod window;
 
 use super::calls::{Answer, Call, Calls, Ticket};
 use super::errand::Errand;
-use super::protocol::{Access, Message};
+use super::protocol::{Access, Message, Source};
 use super::rendezvous::refusal;
 use super::windows::Listing;
 use crate::config::Config;
+use crate::counters::sheet::PeerRows;
+use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
 use crate::log::log;
@@ -102,6 +104,8 @@ pub(crate) struct Importer {
     /// Windows that are gone, for the exporter of this process to know.
     removed: OwnVec<Range>,
     status_pages: StatusPages,
+    /// The exporters, for others to see.
+    peer_rows: PeerRows,
     /// Parts of windows that do not map the base object.
     pieces: RangeTable<Piece>,
     requests: OwnVec<Request>,
@@ -139,6 +143,7 @@ impl Importer {
             make_room_at: config.window_limit,
             removed,
             status_pages: StatusPages::new(),
+            peer_rows: PeerRows::of_exporters(),
             pieces: RangeTable::new(),
             requests: OwnVec::new(),
             next_request: 1,
@@ -241,6 +246,7 @@ impl Importer {
         let Some(permit) = self.permit(number).and_then(|index| self.permits.remove(index)) else {
             return;
         };
+        counters::count(Cell::PermitsReleased);
         let Some(index) = self.host(permit.host) else {
             return;
         };
@@ -259,10 +265,34 @@ impl Importer {
             if self.hosts[index].has_unsent() {
                 return;
             }
+            self.forget_row(index);
             if let Some(status) = self.hosts.remove(index).and_then(|host| host.status()) {
                 self.status_pages.give_back(status);
             }
         }
+    }
+
+    fn forget_row(&mut self, index: usize) {
+        let host = &mut self.hosts[index];
+        self.peer_rows.remove(host.row.take(), host.pid(), host.uid());
+    }
+
+    /// Notes how it is now.
+    pub(crate) fn survey_self(&mut self) {
+        let mut permits = OwnVec::new();
+        let counted = self.hosts.iter().try_for_each(|_| permits.push(0u64)).is_ok();
+        for permit in self.permits.iter().filter(|_| counted) {
+            if let Some(number) = self.host(permit.host).and_then(|index| permits.get_mut(index)) {
+                *number += 1;
+            }
+        }
+        for (host, permits) in self.hosts.iter().zip(permits.iter()) {
+            self.peer_rows.set_permits(host.row, *permits);
+        }
+        counters::set(Cell::Exporters, permits.iter().filter(|permits| **permits > 0).count() as u64);
+        counters::set(Cell::PermitsHeld, self.permits.len() as u64);
+        counters::set(Cell::Windows, self.windows.len() as u64);
+        counters::set(Cell::WindowBytes, self.windows.iter().map(|window| window.range.len() as u64).sum());
     }
 
     /// An exporter has sent something, or is gone.
@@ -301,6 +331,7 @@ impl Importer {
         if let Some(index) = self.host(number) {
             log!(Info, "exporter {} is gone", self.hosts[index].pid());
             self.hosts[index].bury(poller);
+            self.forget_row(index);
             for index in 0..self.permits.len() {
                 if self.permits[index].host == number {
                     self.close_windows(self.permits[index].number);
@@ -341,7 +372,13 @@ impl Importer {
         if self.host(host).is_some_and(|index| self.hosts[index].is_unsent(number)) {
             return Err(Error::Invalid("an answer to a question that was not sent yet"));
         }
-        let _ = self.requests.remove(index);
+        if let Some(request) = self.requests.remove(index)
+            && request.kind.page().is_some()
+        {
+            let took = u64::try_from(thread::time().saturating_sub(request.since).as_nanos()).unwrap_or(0);
+            counters::add(Cell::TouchesNs, took);
+            counters::raise(Cell::TouchLongestNs, took);
+        }
         Ok(Some(wanted))
     }
 
@@ -369,6 +406,7 @@ impl Importer {
                     self.close_idle_host(host);
                     return Ok(());
                 };
+                counters::count(Cell::PermitsRefused);
                 calls.fail(ticket, refusal(errno));
                 self.close_idle_host(host);
                 Ok(())
@@ -377,6 +415,13 @@ impl Importer {
                 let Some(page) = self.take_request(request, host, RequestKind::page)? else {
                     return Ok(());
                 };
+                counters::count(match source {
+                    Source::Object { .. } => Cell::TouchesObject,
+                    Source::File { .. } => Cell::TouchesFile,
+                    Source::SystemV { .. } => Cell::TouchesSystemV,
+                });
+                let row = self.host(host).and_then(|index| self.hosts[index].row);
+                self.peer_rows.answer(row, range.len() as u64);
                 self.resolved(host, page, range, source, writable, descriptor)?;
                 self.ask_for_waiters(poller, token);
                 Ok(())
@@ -385,6 +430,7 @@ impl Importer {
                 let Some(page) = self.take_request(request, host, RequestKind::page)? else {
                     return Ok(());
                 };
+                counters::count(Cell::TouchesHole);
                 self.refuse_page(page, libc::SIGBUS);
                 self.ask_for_waiters(poller, token);
                 Ok(())
@@ -393,6 +439,7 @@ impl Importer {
                 let Some(page) = self.take_request(request, host, RequestKind::page)? else {
                     return Ok(());
                 };
+                counters::count(Cell::TouchesReadOnly);
                 self.refuse_page(page, libc::SIGSEGV);
                 self.ask_for_waiters(poller, token);
                 Ok(())
@@ -484,6 +531,12 @@ impl Importer {
         let permit = Permit { number, host, grant, access, range, base, removed: false };
         self.permits.push(permit).map_err(failed("mmap"))?;
         self.next_permit += 1;
+        let host = &mut self.hosts[index];
+        if host.row.is_none() {
+            host.row = self.peer_rows.insert(host.pid(), host.uid());
+        }
+        self.peer_rows.permit(host.row);
+        counters::count(Cell::PermitsGot);
         Ok(number)
     }
 

@@ -7,6 +7,7 @@
 use super::super::protocol::{Access, Source};
 use super::keep::Mapped;
 use super::{Importer, Permit};
+use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
@@ -186,6 +187,7 @@ impl Importer {
         let window =
             Window { range, remote: remote_start, permit, whole: range, run_end: 0, run: 0, slot: None };
         self.windows.insert(index, window).map_err(failed("mmap"))?;
+        counters::count(Cell::WindowsMade);
         log!(Debug, "window {range} shows {remote}");
         Ok(window)
     }

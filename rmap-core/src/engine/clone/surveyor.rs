@@ -1,0 +1,171 @@
+//! Asking the processes of this machine what they have counted, and whom they share memory with.
+//!
+//! A process is found by the name of its socket. It answers its own user and root. Nobody is waited for longer than the caller says.
+
+use super::protocol::{self, Message};
+use crate::counters::Sheet;
+use crate::error::{Error, Result, failed};
+use crate::id::Endpoint;
+use crate::sys::socket::{self, Peer};
+use crate::sys::{Errno, procfs};
+use core::time::Duration;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+/// Why a process has not said anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Silence {
+    /// It is another user's.
+    Denied,
+    /// It is stopped, by a signal or a debugger.
+    Stopped,
+    /// It has not answered in time.
+    Late,
+    /// What it says is not understood: it has another version of the library, or none.
+    Strange,
+}
+
+/// A process that others may share memory with.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// The name under which others meet it, in hexadecimal: ids of its segments begin with it.
+    pub endpoint: String,
+    /// Its id here; 0 if it is in a pid namespace that cannot be seen from here.
+    pub pid: u32,
+    /// Its effective user, when it first used the library.
+    pub uid: u32,
+    /// What it says.
+    pub sheet: core::result::Result<Sheet, Silence>,
+}
+
+/// The endpoints in the text of `/proc/net/unix`: sockets that listen.
+fn endpoints(text: &str) -> Vec<Endpoint> {
+    const LISTENS: u64 = 0x1_0000;
+    let mut found: Vec<_> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let flags = u64::from_str_radix(words.nth(3)?, 16).ok()?;
+            let name = words.nth(3)?.strip_prefix('@')?;
+            Endpoint::from_name(name.as_bytes()).filter(|_| flags & LISTENS != 0)
+        })
+        .collect();
+    found.sort_unstable_by_key(|endpoint| endpoint.to_raw());
+    found.dedup();
+    found
+}
+
+/// Somebody who has been asked.
+struct Asked {
+    endpoint: Endpoint,
+    socket: OwnedFd,
+    peer: Peer,
+}
+
+const REQUEST: u32 = 1;
+
+fn ask(endpoint: Endpoint, wanted: impl Fn(u32) -> bool) -> Option<Asked> {
+    let socket = socket::connect_at_once(&endpoint.name()).ok()?;
+    let peer = socket::peer(&socket).ok().filter(|peer| wanted(peer.pid))?;
+    // Whether it was sent shows when no answer comes.
+    let _ = socket::send(&socket, &Message::Survey { request: REQUEST }.encode(), None);
+    Some(Asked { endpoint, socket, peer })
+}
+
+fn answer(socket: &OwnedFd, rows: usize) -> Option<core::result::Result<Sheet, Silence>> {
+    let mut bytes = [0; protocol::SIZE + 1];
+    match socket::receive(socket, &mut bytes) {
+        Err(Errno::AGAIN) => None,
+        // The process has ended.
+        Ok((0, _)) | Err(_) => Some(Err(Silence::Late)),
+        Ok((len, file)) => Some(match (Message::decode(&bytes[..len]), file) {
+            (Some(Message::Surveyed { request: REQUEST }), Some(file)) => {
+                Sheet::read(&file, rows).map_err(|_| Silence::Strange)
+            }
+            (Some(Message::Refused { request: REQUEST, errno }), _)
+                if errno == libc::EACCES.unsigned_abs() =>
+            {
+                Err(Silence::Denied)
+            }
+            _ => Err(Silence::Strange),
+        }),
+    }
+}
+
+/// The answers of these, in order, as far as they come in time.
+fn answers(asked: Vec<Asked>, limit: Duration, rows: usize) -> Result<Vec<Process>> {
+    let until = Instant::now() + limit;
+    let mut answers: Vec<_> = asked.iter().map(|_| None).collect();
+    loop {
+        let waiting: Vec<usize> = (0..asked.len()).filter(|index| answers[*index].is_none()).collect();
+        let left = until.saturating_duration_since(Instant::now());
+        if waiting.is_empty() || left.is_zero() {
+            break;
+        }
+        let mut entries: Vec<_> =
+            waiting.iter().map(|index| PollFd::new(&asked[*index].socket, PollFlags::IN)).collect();
+        let left = Timespec::try_from(left).map_err(|_| Error::Invalid("the limit is too long"))?;
+        match rustix::event::poll(&mut entries, Some(&left)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed("poll")(errno)),
+        }
+        for index in waiting {
+            answers[index] = answer(&asked[index].socket, rows);
+        }
+    }
+    let found = asked.into_iter().zip(answers).map(|(asked, answer)| Process {
+        endpoint: format!("{:09x}", asked.endpoint.to_raw()),
+        pid: asked.peer.pid,
+        uid: asked.peer.uid,
+        sheet: answer.unwrap_or_else(|| {
+            Err(if procfs::is_stopped(asked.peer.pid) { Silence::Stopped } else { Silence::Late })
+        }),
+    });
+    Ok(found.collect())
+}
+
+/// The processes that use the library in this network namespace and whose ids are wanted, each with at most so many rows of segments and of others.
+/// None is waited for longer than the limit.
+///
+/// # Errors
+/// [`Error::OutOfResources`] if `/proc/net/unix` cannot be read, or descriptors run out.
+pub fn processes(wanted: impl Fn(u32) -> bool, limit: Duration, rows: usize) -> Result<Vec<Process>> {
+    // So many descriptors at once are everybody's.
+    const BATCH: usize = 256;
+    let text = std::fs::read_to_string("/proc/net/unix").map_err(|error| {
+        failed("read of /proc/net/unix")(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    })?;
+    let mut found = Vec::new();
+    for endpoints in endpoints(&text).chunks(BATCH) {
+        let asked = endpoints.iter().filter_map(|endpoint| ask(*endpoint, &wanted)).collect();
+        found.extend(answers(asked, limit, rows)?);
+    }
+    found.sort_by_key(|process| (process.uid, process.pid));
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listening_sockets_are_told_from_connections() {
+        let text = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000000000000000: 00000002 00000000 00010000 0005 01 17 @rmap-0123456ab\n\
+            0000000000000000: 00000003 00000000 00000000 0005 03 18 @rmap-0123456ab\n\
+            0000000000000000: 00000002 00000000 00010000 0005 01 19 @rmap-123456abcd\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 20 /run/rmap-0123456ac\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 21\n";
+        let found: Vec<_> = endpoints(text).iter().map(|endpoint| endpoint.to_raw()).collect();
+        assert_eq!(found, [0x1234_56ab]);
+    }
+
+    #[test]
+    fn any_text_is_read() {
+        for text in ["", "\n\n", "a b c d e f g h i", "0: 0 0 zz 0 0 0 @rmap-000000001"] {
+            assert_eq!(endpoints(text).len(), 0);
+        }
+    }
+}
