@@ -1,7 +1,7 @@
 # Builds, installs and tests rmap. SPDX-License-Identifier: Apache-2.0 OR MIT
 #
 #   make                  the release build
-#   make install          library, header, pkg-config files, man pages, module file, with-rmap
+#   make install          library, headers, pkg-config files, man pages, module file, rmap, with-rmap
 #   make demo             installs into target/prefix and runs unmodified MPI programs on it
 #   make plots            measures those programs (about 15 minutes), draws docs/mpi-*.svg, writes docs/mpi-results.md
 #                         and the crossover sizes in docs/tuning.md; RMAP_PLOT_QUICK=1: a quick pass into target/plots-quick
@@ -30,7 +30,7 @@ STRIP   ?= strip
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 STAMP   := $(RELEASE)/.rmap-built
-SOURCES := Cargo.toml $(wildcard Cargo.lock) $(shell find rmap-core xpmem-compat -name target -prune -o -type f -print)
+SOURCES := Cargo.toml $(wildcard Cargo.lock) $(shell find rmap-core xpmem-compat rmap-cli -name target -prune -o -type f -print)
 
 # Paths that go into files are absolute.
 prefix       = $(abspath $(PREFIX))
@@ -47,6 +47,7 @@ fill = sed -e 's|@PREFIX@|$(prefix)|g' -e 's|@LIBDIR@|$(libdir)|g' -e 's|@INCLUD
 	-e 's|@PC_LIBDIR@|$(patsubst $(prefix)/%,$${exec_prefix}/%,$(libdir))|g' \
 	-e 's|@PC_INCLUDEDIR@|$(patsubst $(prefix)/%,$${prefix}/%,$(includedir))|g'
 
+MAN1 := $(wildcard packaging/man/*.1)
 MAN3 := $(wildcard packaging/man/*.3)
 MAN7 := $(wildcard packaging/man/*.7)
 
@@ -59,7 +60,7 @@ $(STAMP): $(SOURCES)
 
 install: $(STAMP)
 	$(INSTALL) -d '$(DESTDIR)$(libdir)' '$(DESTDIR)$(includedir)/linux-rmap' '$(DESTDIR)$(pkgconfigdir)' '$(DESTDIR)$(bindir)' \
-		'$(DESTDIR)$(mandir)/man3' '$(DESTDIR)$(mandir)/man7' '$(DESTDIR)$(moduledir)/xpmem'
+		'$(DESTDIR)$(mandir)/man1' '$(DESTDIR)$(mandir)/man3' '$(DESTDIR)$(mandir)/man7' '$(DESTDIR)$(moduledir)/xpmem'
 	$(INSTALL) -m 755 $(RELEASE)/libxpmem.so '$(DESTDIR)$(libdir)/libxpmem.so.0.0.0'
 	ln -sfn libxpmem.so.0.0.0 '$(DESTDIR)$(libdir)/libxpmem.so.0'
 	ln -sfn libxpmem.so.0.0.0 '$(DESTDIR)$(libdir)/libxpmem.so'
@@ -75,6 +76,9 @@ install: $(STAMP)
 		'$(DESTDIR)$(moduledir)/xpmem/rmap'
 	$(fill) packaging/with-rmap.in > '$(DESTDIR)$(bindir)/with-rmap'
 	chmod 755 '$(DESTDIR)$(bindir)/with-rmap'
+	$(INSTALL) -m 755 $(RELEASE)/rmap '$(DESTDIR)$(bindir)/rmap'
+	$(STRIP) --strip-debug '$(DESTDIR)$(bindir)/rmap'
+	$(INSTALL) -m 644 $(MAN1) '$(DESTDIR)$(mandir)/man1'
 	$(INSTALL) -m 644 $(MAN3) '$(DESTDIR)$(mandir)/man3'
 	$(INSTALL) -m 644 $(MAN7) '$(DESTDIR)$(mandir)/man7'
 
@@ -82,8 +86,9 @@ install: $(STAMP)
 uninstall:
 	rm -f $(foreach f,libxpmem.so libxpmem.so.0 libxpmem.so.0.0.0 libxpmem.a,'$(DESTDIR)$(libdir)/$(f)') \
 		$(foreach f,xpmem.h rmap.h linux-rmap/rmap.h,'$(DESTDIR)$(includedir)/$(f)') \
-		'$(DESTDIR)$(bindir)/with-rmap' '$(DESTDIR)$(moduledir)/xpmem/rmap' \
+		'$(DESTDIR)$(bindir)/with-rmap' '$(DESTDIR)$(bindir)/rmap' '$(DESTDIR)$(moduledir)/xpmem/rmap' \
 		$(foreach f,xpmem.pc cray-xpmem.pc,'$(DESTDIR)$(pkgconfigdir)/$(f)') \
+		$(foreach f,$(notdir $(MAN1)),'$(DESTDIR)$(mandir)/man1/$(f)') \
 		$(foreach f,$(notdir $(MAN3)),'$(DESTDIR)$(mandir)/man3/$(f)') \
 		$(foreach f,$(notdir $(MAN7)),'$(DESTDIR)$(mandir)/man7/$(f)')
 	-rmdir '$(DESTDIR)$(includedir)/linux-rmap' '$(DESTDIR)$(moduledir)/xpmem' '$(DESTDIR)$(pkgconfigdir)' 2>/dev/null

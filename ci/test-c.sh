@@ -9,7 +9,8 @@ make_scratch
 say "make install, make uninstall"
 make -s install DESTDIR="$scratch/stage" PREFIX=/opt/rmap LIBDIR=/opt/rmap/lib64
 files=$(cd "$scratch/stage" && find . ! -type d | LC_ALL=C sort)
-wanted="./opt/rmap/bin/with-rmap
+wanted="./opt/rmap/bin/rmap
+./opt/rmap/bin/with-rmap
 ./opt/rmap/include/linux-rmap/rmap.h
 ./opt/rmap/include/rmap.h
 ./opt/rmap/include/xpmem.h
@@ -19,6 +20,7 @@ wanted="./opt/rmap/bin/with-rmap
 ./opt/rmap/lib64/libxpmem.so.0.0.0
 ./opt/rmap/lib64/pkgconfig/cray-xpmem.pc
 ./opt/rmap/lib64/pkgconfig/xpmem.pc
+./opt/rmap/share/man/man1/rmap.1
 ./opt/rmap/share/man/man3/xpmem_attach.3
 ./opt/rmap/share/man/man3/xpmem_detach.3
 ./opt/rmap/share/man/man3/xpmem_get.3

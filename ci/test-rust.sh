@@ -35,9 +35,10 @@ if [ "$(id -u)" = 0 ] && ! user_can_read "$RMAP_TEST_LIB"; then
     say "the ordinary user cannot enter $ROOT: it runs copies"
     mkdir "$scratch/copies"
     read -r _ program <"$scratch/programs"
-    actor=${program%/deps/*}/rmap-test-actor
-    cp "$RMAP_TEST_LIB" "$actor" "$scratch/copies"
-    copies=("RMAP_TEST_LIB=$scratch/copies/${RMAP_TEST_LIB##*/}" "RMAP_TEST_ACTOR=$scratch/copies/rmap-test-actor")
+    programs=${program%/deps/*}
+    cp "$RMAP_TEST_LIB" "$programs/rmap-test-actor" "$programs/rmap" "$scratch/copies"
+    copies=("RMAP_TEST_LIB=$scratch/copies/${RMAP_TEST_LIB##*/}" "RMAP_TEST_ACTOR=$scratch/copies/rmap-test-actor"
+        "RMAP_TEST_CLI=$scratch/copies/rmap")
 fi
 
 passed=0 failed=0

@@ -253,6 +253,33 @@ pub fn counters() -> Counters {
     sheet::counters()
 }
 
+/// An engine, and whether it can serve this process.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineState {
+    /// As in `RMAP_ENGINE`.
+    pub name: &'static str,
+    /// How it shares memory.
+    pub how: &'static str,
+    /// Why it cannot be used, if it cannot.
+    pub usable: Result<()>,
+    /// Whether it serves this process's segments.
+    pub chosen: bool,
+}
+
+/// All engines, those first that are taken first where `RMAP_ENGINE` says nothing. Each is tried.
+#[must_use]
+pub fn engines() -> Vec<EngineState> {
+    let mut tables = tables();
+    let chosen = tables.chosen();
+    let state = |kind: Kind| EngineState {
+        name: kind.name(),
+        how: kind.how(),
+        usable: tables.usable(kind),
+        chosen: chosen == Ok(kind),
+    };
+    PREFERENCE.map(state).to_vec()
+}
+
 /// The version of XPMEM that this library stands for.
 ///
 /// # Errors

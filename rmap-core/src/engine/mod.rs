@@ -32,13 +32,28 @@ pub(crate) enum Kind {
     Driver,
 }
 
-impl core::fmt::Display for Kind {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Self::Clone => "clone",
             Self::Mirror => "mirror",
             Self::Driver => "driver",
-        })
+        }
+    }
+
+    /// How it shares memory.
+    pub(crate) fn how(self) -> &'static str {
+        match self {
+            Self::Clone => "memory moves into files that others map; on any kernel",
+            Self::Mirror => "the kernel mirrors the memory; with rmap's module",
+            Self::Driver => "XPMEM's own driver",
+        }
+    }
+}
+
+impl core::fmt::Display for Kind {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
     }
 }
 

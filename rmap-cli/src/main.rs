@@ -1,0 +1,41 @@
+//! `rmap`: what the library finds on this machine, who shares memory with whom, and whether a job makes use of it.
+
+mod info;
+mod ls;
+mod text;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Looks at, checks and measures memory that processes share by rmap's libxpmem.so.0.
+#[derive(Debug, Parser)]
+#[command(name = "rmap", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What the kernel offers, which engine is chosen and why, and what each missing feature costs.
+    Info(info::Options),
+    /// The processes that share memory: their segments, importers and exporters.
+    Ls(ls::Options),
+}
+
+/// What went wrong, for a person to read.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    // A reader that goes away, like `head`, is no error.
+    // SAFETY: no other thread runs.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let result = match Arguments::parse().command {
+        Command::Info(options) => info::run(&options),
+        Command::Ls(options) => ls::run(&options),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("rmap: {error}");
+        ExitCode::FAILURE
+    })
+}
