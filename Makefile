@@ -30,7 +30,7 @@ STRIP   ?= strip
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 STAMP   := $(RELEASE)/.rmap-built
-SOURCES := Cargo.toml $(wildcard Cargo.lock) $(shell find rmap-core xpmem-compat rmap-cli -name target -prune -o -type f -print)
+SOURCES := Cargo.toml $(wildcard Cargo.lock) $(shell find rmap-core xpmem-compat rmap-cli benches/src rmap-tests/src -name target -prune -o -type f -print)
 
 # Paths that go into files are absolute.
 prefix       = $(abspath $(PREFIX))

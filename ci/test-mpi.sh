@@ -27,5 +27,21 @@ for identity in "${identities[@]}"; do
     run_as "$identity" "$scripts/run.sh" ompi-vader xpmem 2 measure -l 65536 -f 16 -m 2 \
         latency bandwidth bibandwidth rate bcast allreduce alltoall >"$scratch/measure" 2>&1 &&
         grep -q '^result alltoall 2 65536 ' "$scratch/measure" || { cat "$scratch/measure"; failed=1; }
+    # What `rmap doctor` says of jobs that use the library, and of one that does not.
+    for job in "ompi-vader xpmem 3 0" "ompi-ucx xpmem 2 0" "mpich-ucx xpmem 2 0" "ompi-vader copy 2 3"; do
+        read -r consumer transport ranks wanted <<<"$job"
+        status=0
+        run_as "$identity" "$XPMEM_PREFIX/bin/rmap" doctor -- \
+            "$scripts/run.sh" "$consumer" "$transport" "$ranks" exchange >"$scratch/job" 2>"$scratch/doctor" || status=$?
+        verdict="the library was USED: $ranks processes"
+        [ "$transport" = xpmem ] || verdict="the library was NOT USED"
+        if [ $status = "$wanted" ] && grep -q "^$verdict" "$scratch/doctor"; then
+            echo "ok - rmap doctor: $consumer, $transport"
+        else
+            cat "$scratch/job" "$scratch/doctor"
+            echo "not ok - rmap doctor: $consumer, $transport (status $status)"
+            failed=1
+        fi
+    done
 done
 exit $failed

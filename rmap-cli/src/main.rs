@@ -1,8 +1,11 @@
 //! `rmap`: what the library finds on this machine, who shares memory with whom, and whether a job makes use of it.
 
+mod bench;
+mod doctor;
 mod info;
 mod ls;
 mod text;
+mod top;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -21,6 +24,12 @@ enum Command {
     Info(info::Options),
     /// The processes that share memory: their segments, importers and exporters.
     Ls(ls::Options),
+    /// What they do now, again and again.
+    Top(top::Options),
+    /// Runs a job and says whether its processes used the library, and how.
+    Doctor(doctor::Options),
+    /// What this machine does: attaching, first touches and copies, beside memcpy and process_vm_readv.
+    Bench(bench::Options),
 }
 
 /// What went wrong, for a person to read.
@@ -33,6 +42,9 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Info(options) => info::run(&options),
         Command::Ls(options) => ls::run(&options),
+        Command::Top(options) => top::run(&options),
+        Command::Doctor(options) => doctor::run(&options),
+        Command::Bench(options) => bench::run(&options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("rmap: {error}");

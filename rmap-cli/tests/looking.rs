@@ -3,24 +3,11 @@
 use rmap_tests::{Actor, PAGE, Stage, is_root, skip};
 use serde_json::Value;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Output};
+
+mod program;
+use program::{json, rmap, text};
 
 const PAGES: usize = 64;
-
-fn rmap(arguments: &[&str]) -> Command {
-    let program = std::env::var_os("RMAP_TEST_CLI").unwrap_or_else(|| env!("CARGO_BIN_EXE_rmap").into());
-    let mut command = Command::new(program);
-    command.args(arguments).env_remove("RMAP_DISABLE").env_remove("RMAP_ENGINE");
-    command
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).expect("text")
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
 
 fn pair(stage: &Stage) -> (Actor, Actor, i64) {
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());

@@ -48,6 +48,7 @@ mod own;
 mod permit;
 pub mod process;
 mod range;
+pub mod report;
 mod segment;
 pub mod survey;
 mod sys;

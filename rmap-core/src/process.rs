@@ -15,6 +15,7 @@ use crate::id::Id;
 use crate::log::{self, log};
 use crate::own;
 use crate::range::Range;
+use crate::report;
 use crate::sys::Errno;
 use crate::sys::maps::Maps;
 use crate::sys::memory::{self, PAGE};
@@ -151,6 +152,7 @@ impl Tables {
             Err(error) => log!(Error, "this process cannot be served: {error}"),
         }
         self.chosen = Some(chosen);
+        report::called(chosen.map(Kind::name));
         chosen
     }
 
@@ -214,6 +216,9 @@ impl Tables {
             _ => Box::leak(Box::new(MirrorEngine::start(config)?)),
         };
         engine.store(Box::leak(Box::new(started)), Ordering::Release);
+        if kind == Kind::Clone {
+            report::started();
+        }
         follow_forks();
         Ok(Server::Engine(started))
     }

@@ -20,8 +20,9 @@ pub(crate) struct Peer {
     pub(crate) gid: u32,
 }
 
+/// An abstract name; or a path, if it begins like one.
 fn address(name: &[u8]) -> SysResult<SocketAddrUnix> {
-    SocketAddrUnix::new_abstract_name(name)
+    if name.starts_with(b"/") { SocketAddrUnix::new(name) } else { SocketAddrUnix::new_abstract_name(name) }
 }
 
 /// Listens under an abstract name.
@@ -29,10 +30,24 @@ fn address(name: &[u8]) -> SysResult<SocketAddrUnix> {
 /// # Errors
 /// `EADDRINUSE` if the name is taken.
 pub(crate) fn listen(name: &[u8]) -> SysResult<OwnedFd> {
+    listen_with(name, |fd| {
+        // Nothing can be done about it before Linux 6.16.
+        let _ = refuse_descriptors(fd);
+    })
+}
+
+/// Listens under an abstract name, for those who send descriptors.
+///
+/// # Errors
+/// `EADDRINUSE` if the name is taken.
+pub(crate) fn listen_for_descriptors(name: &[u8]) -> SysResult<OwnedFd> {
+    listen_with(name, |_| {})
+}
+
+fn listen_with(name: &[u8], prepare: impl FnOnce(&OwnedFd)) -> SysResult<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    // Nothing can be done about it before Linux 6.16.
-    let _ = refuse_descriptors(&fd);
+    prepare(&fd);
     rustix::net::bind(&fd, &address(name)?)?;
     rustix::net::listen(&fd, 4096)?;
     Ok(fd)

@@ -1,0 +1,119 @@
+//! What the numbers of a job mean.
+
+use super::Job;
+use crate::text;
+use rmap_core::counters::Sheet;
+
+/// Whether any two processes have shared memory.
+pub(super) fn shared(sheets: &[Sheet]) -> bool {
+    sheets.iter().any(|sheet| sheet.counters.permits_got > 0)
+}
+
+/// Calls of a process that failed.
+pub(super) fn errors(sheet: &Sheet) -> u64 {
+    let now = &sheet.counters;
+    now.errors_invalid
+        + now.errors_no_such_id
+        + now.errors_denied
+        + now.errors_resources
+        + now.errors_timed_out
+        + now.errors_other
+}
+
+/// Lines for a person.
+pub(super) fn of(job: &Job) -> Vec<String> {
+    let called = job.said.served.len() + job.said.not_served.len();
+    let mut lines = Vec::new();
+    if let Some((pid, why)) = job.said.not_served.first() {
+        let many = text::count(job.said.not_served.len() as u64, "process");
+        lines.push(format!("{many} called the library and cannot be served. Process {pid}: {why}"));
+    }
+    if called == 0 && job.sheets.is_empty() {
+        lines.push("the library was NOT USED: no process of the job has called it".into());
+    } else if job.sheets.is_empty() && job.said.not_served.is_empty() {
+        lines.push("the library was NOT USED: it was called, but no process has shared memory".into());
+    } else if !job.sheets.is_empty() && !shared(&job.sheets) {
+        lines.push(
+            "the library was NOT USED: processes have offered memory, and none has asked another for it"
+                .into(),
+        );
+    } else if shared(&job.sheets) {
+        lines.push(used(job));
+        lines.extend(findings(job));
+    }
+    lines
+}
+
+fn sum(job: &Job, of: impl Fn(&Sheet) -> u64) -> u64 {
+    job.sheets.iter().map(of).sum()
+}
+
+fn used(job: &Job) -> String {
+    let hits = sum(job, |sheet| sheet.counters.attach_hits);
+    let all = hits + sum(job, |sheet| sheet.counters.attach_misses);
+    let learned = sum(job, |sheet| sheet.exporters.iter().map(|peer| peer.bytes).sum());
+    let processes = job.sheets.iter().filter(|sheet| !super::partners(sheet).is_empty()).count();
+    format!(
+        "the library was USED: {processes} processes attached {}, {} of them to memory that was mapped already; {} were reached",
+        text::times(all),
+        percent(hits, all),
+        text::bytes(learned),
+    )
+}
+
+fn percent(part: u64, all: u64) -> String {
+    if all == 0 { "none".into() } else { format!("{:.1} %", part as f64 * 100.0 / all as f64) }
+}
+
+/// What costs time, or went wrong.
+fn findings(job: &Job) -> Vec<String> {
+    let mut lines = Vec::new();
+    let worst = job.sheets.iter().max_by_key(|sheet| sheet.counters.stall_ns);
+    let took = job.took.as_nanos() as f64;
+    if let Some(sheet) = worst.filter(|sheet| sheet.counters.stall_ns as f64 > took / 20.0) {
+        lines.push(format!(
+            "process {} stood still for {} of the time, while memory was adopted: reuse buffers, and keep freed memory (docs/tuning.md)",
+            sheet.pid,
+            percent(sheet.counters.stall_ns, job.took.as_nanos() as u64),
+        ));
+    }
+    let hits = sum(job, |sheet| sheet.counters.attach_hits);
+    let misses = sum(job, |sheet| sheet.counters.attach_misses);
+    if misses > 1000 && misses > hits / 10 {
+        lines.push(format!(
+            "{} attachments were not found mapped: buffers are far apart, RMAP_WINDOW_LIMIT is low, or ulimit -v is set",
+            misses
+        ));
+    }
+    let mut note = |number: u64, what: &str| {
+        if number > 0 {
+            lines.push(format!("{number} {what}"));
+        }
+    };
+    note(
+        sum(job, |sheet| sheet.counters.touches_hole),
+        "first touches found nothing that can be shown and got SIGBUS: RMAP_LOG=debug says why (docs/troubleshooting.md)",
+    );
+    note(
+        sum(job, |sheet| sheet.counters.stalls_failed),
+        "times threads could not be stopped: is a debugger or strace attached? (docs/troubleshooting.md)",
+    );
+    let evicted = sum(job, |sheet| sheet.counters.evicted_bytes);
+    let forks = sum(job, |sheet| if sheet.counters.evicted_bytes > 0 { sheet.counters.forks } else { 0 });
+    if evicted > 64 << 20 && forks > 0 {
+        lines.push(format!(
+            "{} of adopted memory were copied because processes forked {}: posix_spawn needs no copy (docs/tuning.md)",
+            text::bytes(evicted),
+            text::times(forks),
+        ));
+    }
+    let failed = sum(job, |sheet| sheet.counters.huge_pages_failed);
+    if failed > 0 && sum(job, |sheet| sheet.counters.huge_pages) == 0 {
+        lines.push("adopted memory got no huge pages: see the feature collapse in rmap info".into());
+    }
+    let errors = sum(job, errors);
+    if errors > 0 {
+        lines.push(format!("{errors} calls failed: RMAP_LOG=info says which"));
+    }
+    lines
+}
