@@ -151,3 +151,22 @@ fn a_hole_for_an_importer_that_blocks_sigbus() {
     assert!(matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGBUS, _))), "{status:?}");
     exporter.exit();
 }
+
+#[test]
+fn a_child_keeps_what_the_application_has_in_place_of_the_librarys() {
+    let stage = Stage::new("a_child_keeps_what_the_application_has", 60);
+    let mut exporter = stage.actor();
+    exporter.make_all();
+    let numbers = |actor: &Actor| -> Vec<u32> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", actor.pid())).unwrap();
+        let mut numbers: Vec<u32> =
+            entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    let last = *numbers(&exporter).last().unwrap();
+    exporter.sys(libc::SYS_close_range, &[3, u32::MAX as usize, 0]).unwrap();
+    while exporter.sys(libc::SYS_dup, &[0]).unwrap() < last as usize {}
+    let child = exporter.fork();
+    assert_eq!(numbers(&child), (0..=last).collect::<Vec<_>>());
+}

@@ -14,12 +14,12 @@
 use super::{Cell, LENGTHS, STALL_LENGTHS};
 use crate::error::{Error, Result};
 use crate::own::OwnVec;
-use crate::sys::maps::FileId;
+use crate::sys::fd::Kept;
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::spare::{self, Temporary};
 use crate::sys::{Errno, SysResult, fd, procfs, thread};
-use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// The name in `/proc/PID/maps`.
 pub(crate) const MAPS_PATH: &[u8] = b"/memfd:rmap-counters (deleted)";
@@ -96,10 +96,8 @@ type Word = AtomicU64;
 
 /// Where the head is mapped in this process; null before it is made.
 static HEAD_AT: AtomicPtr<Word> = AtomicPtr::new(core::ptr::null_mut());
-/// The file; -1 before it is made.
-static FILE: AtomicI32 = AtomicI32::new(-1);
-/// Which file that is: the application may close what is not its own.
-static INODE: AtomicU64 = AtomicU64::new(0);
+/// The file, once it is made.
+static FILE: Kept = Kept::none();
 /// How many threads have asked for a line.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
@@ -197,8 +195,7 @@ fn make() -> SysResult<()> {
     let rw = ProtFlags::READ | ProtFlags::WRITE;
     let at = memory::map(len, rw, MapFlags::SHARED, file.as_fd(), 0)?;
     memory::advise(at, len, libc::MADV_DONTFORK)?;
-    INODE.store(FileId::of(&file)?.inode, Ordering::Relaxed);
-    FILE.store(file.into_raw_fd(), Ordering::Release);
+    FILE.keep(file)?;
     HEAD_AT.store(core::ptr::with_exposed_provenance_mut(at), Ordering::Release);
     let mut name = [0; 16];
     let _ = procfs::read_small(c"/proc/self/comm", &mut name);
@@ -234,14 +231,7 @@ pub(crate) fn set_endpoint(endpoint: u64) {
 
 /// The file, if the application has not put another in its place.
 fn file() -> SysResult<BorrowedFd<'static>> {
-    let number = FILE.load(Ordering::Acquire);
-    if number < 0 {
-        return Err(Errno::BADF);
-    }
-    // SAFETY: it stays open for the life of the process, or is found to be something else.
-    let file = unsafe { BorrowedFd::borrow_raw(number) };
-    let inode = FileId::of(file)?.inode;
-    if inode == INODE.load(Ordering::Relaxed) { Ok(file) } else { Err(Errno::BADF) }
+    FILE.get_if_there().ok_or(Errno::BADF)
 }
 
 /// A descriptor to give away: it can only be read. In place of a spare one, if there is no other room.
@@ -253,11 +243,7 @@ pub(crate) fn to_be_read() -> SysResult<Temporary> {
 /// A forked child has not inherited the mapping, and counts from the start.
 pub(crate) fn forget_after_fork() {
     HEAD_AT.store(core::ptr::null_mut(), Ordering::Release);
-    let number = FILE.swap(-1, Ordering::AcqRel);
-    if number >= 0 {
-        // SAFETY: the number was ours, and nobody in the child refers to it any more.
-        drop(unsafe { OwnedFd::from_raw_fd(number) });
-    }
+    FILE.close_after_fork();
 }
 
 /// Rows that grow.

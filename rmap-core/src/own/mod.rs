@@ -10,14 +10,15 @@ mod vec;
 pub(crate) use table::{RangeTable, Span};
 pub(crate) use vec::OwnVec;
 
+use crate::sys::fd::Kept;
 use crate::sys::maps::FileId;
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::{Errno, SysResult};
-use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::BorrowedFd;
 
-/// The memfd behind all of it; -1 before the first use in a process.
-static FILE: AtomicI32 = AtomicI32::new(-1);
+/// The memfd behind all of it, from the first use in a process on.
+static FILE: Kept = Kept::none();
 /// Bytes of the sparse file.
 const SIZE: u64 = 1 << 46;
 /// Offset of a byte that may be written and that nobody reads.
@@ -27,22 +28,16 @@ pub(crate) const SCRATCH: u64 = SIZE - PAGE as u64;
 static LOWEST: AtomicU64 = AtomicU64::new(SCRATCH);
 
 fn file() -> SysResult<BorrowedFd<'static>> {
-    let fd = FILE.load(Ordering::Acquire);
-    let fd: RawFd = if fd >= 0 {
-        fd
-    } else {
+    if FILE.get().is_none() {
         memory::check_file_limit(SIZE)?;
-        let new_fd = rustix::fs::memfd_create(c"rmap-own", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let new = rustix::fs::memfd_create(c"rmap-own", rustix::fs::MemfdFlags::CLOEXEC)?;
         // Never grown again: two threads that did so at once could shrink it.
-        rustix::fs::ftruncate(&new_fd, SIZE)?;
-        let new = new_fd.into_raw_fd();
-        // The caller holds the lock of the process context, so nobody else is here.
-        FILE.store(new, Ordering::Release);
+        rustix::fs::ftruncate(&new, SIZE)?;
         LOWEST.store(SCRATCH, Ordering::Relaxed);
-        new
-    };
-    // SAFETY: the descriptor stays open for the life of the process.
-    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+        // The caller holds the lock of the process context, so nobody else is here.
+        FILE.keep(new)?;
+    }
+    FILE.get().ok_or(Errno::BADF)
 }
 
 /// The file that marks own memory in the maps.
@@ -92,11 +87,7 @@ impl Drop for OwnMemory {
 
 /// Forgets everything in a forked child, which did not inherit the mappings.
 pub(crate) fn forget_after_fork() {
-    let fd = FILE.swap(-1, Ordering::AcqRel);
-    if fd >= 0 {
-        // SAFETY: the number was ours, and nobody in the child refers to it any more.
-        drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
-    }
+    FILE.close_after_fork();
 }
 
 /// A file that may be written at [`SCRATCH`].

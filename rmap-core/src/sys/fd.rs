@@ -4,8 +4,65 @@ use super::maps::FileId;
 use super::procfs::{self, PathBuffer};
 use super::{Errno, SysResult, spare};
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+/// A descriptor of the library's own that stays open for the life of the process, unless the application closes what is not its own.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// -1 before there is one.
+    number: AtomicI32,
+    /// Which file it is: there may be another in its place.
+    device: AtomicU64,
+    inode: AtomicU64,
+}
+
+impl Kept {
+    pub(crate) const fn none() -> Self {
+        Self { number: AtomicI32::new(-1), device: AtomicU64::new(0), inode: AtomicU64::new(0) }
+    }
+
+    fn device(file: FileId) -> u64 {
+        u64::from(file.major) << 32 | u64::from(file.minor)
+    }
+
+    /// Keeps a descriptor. For one thread at a time.
+    pub(crate) fn keep(&self, fd: OwnedFd) -> SysResult<()> {
+        let file = FileId::of(&fd)?;
+        self.device.store(Self::device(file), Ordering::Relaxed);
+        self.inode.store(file.inode, Ordering::Relaxed);
+        self.number.store(fd.into_raw_fd(), Ordering::Release);
+        Ok(())
+    }
+
+    /// The descriptor, if there is one.
+    pub(crate) fn get(&self) -> Option<BorrowedFd<'_>> {
+        let number = self.number.load(Ordering::Acquire);
+        // SAFETY: it is only closed in a forked child, where nobody uses it any more.
+        (number >= 0).then(|| unsafe { BorrowedFd::borrow_raw(number) })
+    }
+
+    /// The descriptor, if it is still what was kept.
+    pub(crate) fn get_if_there(&self) -> Option<BorrowedFd<'_>> {
+        self.get().filter(|fd| {
+            FileId::of(fd).is_ok_and(|file| {
+                Self::device(file) == self.device.load(Ordering::Relaxed)
+                    && file.inode == self.inode.load(Ordering::Relaxed)
+            })
+        })
+    }
+
+    /// Closes it in a forked child. What the application has in its place stays.
+    pub(crate) fn close_after_fork(&self) {
+        let there = self.get_if_there().is_some();
+        let number = self.number.swap(-1, Ordering::AcqRel);
+        if there {
+            // SAFETY: the number is ours, and nobody in the child refers to it any more.
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+    }
+}
 
 fn flags(writable: bool) -> OFlags {
     // NONBLOCK and NOCTTY: a path may have become something else than the file that was mapped.
