@@ -108,7 +108,8 @@ fn exit_code(job: &Job) -> ExitCode {
         (Some(code), _) => code as u8,
         (None, signal) => 128 + signal.unwrap_or(0) as u8,
     };
-    if status == 0 && !verdict::shared(&job.sheets) { ExitCode::from(UNUSED) } else { ExitCode::from(status) }
+    let unused = !verdict::shared(&job.sheets) && verdict::uncounted(job).is_none();
+    ExitCode::from(if status == 0 && unused { UNUSED } else { status })
 }
 
 /// Every process of the job gives one.
@@ -188,7 +189,7 @@ fn as_text(job: &Job, options: &Options) -> String {
         }
         lines += &format!("\n{}", table.lines(2));
     }
-    if !verdict::shared(&job.sheets) {
+    if !verdict::shared(&job.sheets) && verdict::uncounted(job).is_none() {
         lines += "\n";
         for hint in hints::of(job, &options.command) {
             lines += &format!("- {hint}\n");

@@ -148,6 +148,7 @@ fn settings() -> Vec<Setting> {
             "/proc/sys/vm/unprivileged_userfaultfd",
             "either: faults of the kernel are not needed",
         ),
+        setting("vm.memfd_noexec", "/proc/sys/vm/memfd_noexec", "0 or 1; with 2 objects cannot be made"),
         setting(
             "transparent_hugepage/enabled",
             "/sys/kernel/mm/transparent_hugepage/enabled",

@@ -62,6 +62,7 @@ pub(crate) fn silence(silence: Silence) -> &'static str {
         Silence::Denied => "it is another user's",
         Silence::Stopped => "it is stopped",
         Silence::Late => "it does not answer",
+        Silence::Uncounted => "the kernel shares its memory (engine mirror), and nothing is counted",
         _ => "it has another version of the library",
     }
 }

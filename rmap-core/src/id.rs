@@ -26,7 +26,7 @@ impl Endpoint {
         Self(name | NOT_THE_DRIVERS | if kind == Kind::Mirror { MIRRORS } else { 0 })
     }
 
-    fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> Kind {
         match (self.0 & NOT_THE_DRIVERS, self.0 & MIRRORS) {
             (0, _) => Kind::Driver,
             (_, 0) => Kind::Clone,

@@ -17,7 +17,7 @@ mod sys {
 use protocol::Message;
 use rmap_core::counters::Sheet;
 use rmap_core::survey::{Process, Silence, processes};
-use rmap_tests::{Actor, PAGE, Setup, Stage, Wire, is_root, skip};
+use rmap_tests::{Actor, Door, PAGE, Setup, Stage, Wire, is_root, skip};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
@@ -178,4 +178,42 @@ fn another_user_learns_nothing() {
     assert!(file.is_none());
     // Root does.
     assert!(find(&exporter).sheet.is_ok());
+}
+
+/// What `processes` says of somebody who listens as if it were a process of the library's, and answers so.
+fn seen_behind(door: &Door, limit: Duration, answer: impl FnOnce(&Wire) + Send) -> Silence {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The other tests of this program knock as well, and ask nothing.
+            let asked = std::iter::repeat_with(|| door.open(PATIENCE).unwrap());
+            let mut asked = asked.filter(|wire| wire.receive(PATIENCE).unwrap().is_some());
+            let wire = asked.next().expect("a question");
+            answer(&wire);
+            // Until the other side has had enough.
+            let _ = wire.receive(PATIENCE);
+        });
+        let mut found = processes(|pid| pid == std::process::id(), limit, 10).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0).sheet.unwrap_err()
+    })
+}
+
+#[test]
+fn answers_that_are_none_are_named() {
+    let surveyed = Message::Surveyed { request: 1 }.encode();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let pipe = std::io::pipe().unwrap().0;
+    let door = Door::new(11);
+    let strange =
+        |answer: &(dyn Fn(&Wire) + Sync)| assert_eq!(seen_behind(&door, PATIENCE, answer), Silence::Strange);
+    strange(&|wire| wire.send(&[7; 20], &[]).unwrap());
+    strange(&|wire| wire.send(&[7; 100], &[null.as_fd()]).unwrap());
+    strange(&|wire| wire.send(&surveyed, &[]).unwrap());
+    strange(&|wire| wire.send(&surveyed, &[null.as_fd()]).unwrap());
+    strange(&|wire| wire.send(&surveyed, &[pipe.as_fd()]).unwrap());
+    strange(&|wire| wire.send(&Message::Status.encode(), &[null.as_fd()]).unwrap());
+    assert_eq!(seen_behind(&door, Duration::from_millis(100), |_| {}), Silence::Late);
+    let refused = Message::Refused { request: 1, errno: libc::EACCES.cast_unsigned() };
+    let denied = seen_behind(&door, PATIENCE, move |wire| wire.send(&refused.encode(), &[]).unwrap());
+    assert_eq!(denied, Silence::Denied);
 }

@@ -9,6 +9,11 @@ pub(super) fn shared(sheets: &[Sheet]) -> bool {
     sheets.iter().any(|sheet| sheet.counters.permits_got > 0)
 }
 
+/// Engines of the job's processes that do not count.
+pub(super) fn uncounted(job: &Job) -> Option<&str> {
+    job.said.served.iter().map(String::as_str).find(|engine| *engine != "clone")
+}
+
 /// Calls of a process that failed.
 pub(super) fn errors(sheet: &Sheet) -> u64 {
     let now = &sheet.counters;
@@ -30,6 +35,10 @@ pub(super) fn of(job: &Job) -> Vec<String> {
     }
     if called == 0 && job.sheets.is_empty() {
         lines.push("the library was NOT USED: no process of the job has called it".into());
+    } else if let Some(engine) = uncounted(job).filter(|_| !shared(&job.sheets)) {
+        lines.push(format!(
+            "the library was called, and serves by the engine {engine}, which does not count: RMAP_ENGINE=clone does"
+        ));
     } else if job.sheets.is_empty() && job.said.not_served.is_empty() {
         lines.push("the library was NOT USED: it was called, but no process has shared memory".into());
     } else if !job.sheets.is_empty() && !shared(&job.sheets) {
@@ -116,4 +125,38 @@ fn findings(job: &Job) -> Vec<String> {
         lines.push(format!("{errors} calls failed: RMAP_LOG=info says which"));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Said;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::ExitStatus;
+    use std::time::Duration;
+
+    fn job(served: &[&str], not_served: &[&str]) -> Job {
+        let not_served = not_served.iter().map(|why| (7, (*why).to_owned())).collect();
+        let served = served.iter().map(|engine| (*engine).to_owned()).collect();
+        let said = Said { served, not_served, counting: Vec::new() };
+        Job { status: ExitStatus::from_raw(0), took: Duration::from_secs(1), said, sheets: Vec::new() }
+    }
+
+    #[test]
+    fn it_says_how_far_a_job_came() {
+        let cases = [
+            (job(&[], &[]), "no process of the job has called it"),
+            (job(&["clone"], &[]), "it was called, but no process has shared memory"),
+            (job(&["mirror"], &[]), "the engine mirror, which does not count"),
+            (
+                job(&[], &["no kernel"]),
+                "1 process called the library and cannot be served. Process 7: no kernel",
+            ),
+        ];
+        for (job, text) in cases {
+            let lines = of(&job);
+            assert!(lines.iter().any(|line| line.contains(text)), "{lines:?}");
+            assert_eq!(lines.len(), 1, "{lines:?}");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 use super::protocol::{self, Message};
 use crate::counters::Sheet;
+use crate::engine::Kind;
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
 use crate::sys::socket::{self, Peer};
@@ -23,6 +24,8 @@ pub enum Silence {
     Stopped,
     /// It has not answered in time.
     Late,
+    /// The kernel shares its memory (the engine `mirror`), and nothing is counted.
+    Uncounted,
     /// What it says is not understood: it has another version of the library, or none.
     Strange,
 }
@@ -69,8 +72,10 @@ const REQUEST: u32 = 1;
 fn ask(endpoint: Endpoint, wanted: impl Fn(u32) -> bool) -> Option<Asked> {
     let socket = socket::connect_at_once(&endpoint.name()).ok()?;
     let peer = socket::peer(&socket).ok().filter(|peer| wanted(peer.pid))?;
-    // Whether it was sent shows when no answer comes.
-    let _ = socket::send(&socket, &Message::Survey { request: REQUEST }.encode(), None);
+    if endpoint.kind() == Kind::Clone {
+        // Whether it was sent shows when no answer comes.
+        let _ = socket::send(&socket, &Message::Survey { request: REQUEST }.encode(), None);
+    }
     Some(Asked { endpoint, socket, peer })
 }
 
@@ -97,7 +102,8 @@ fn answer(socket: &OwnedFd, rows: usize) -> Option<core::result::Result<Sheet, S
 /// The answers of these, in order, as far as they come in time.
 fn answers(asked: Vec<Asked>, limit: Duration, rows: usize) -> Result<Vec<Process>> {
     let until = Instant::now() + limit;
-    let mut answers: Vec<_> = asked.iter().map(|_| None).collect();
+    let uncounted = |asked: &Asked| (asked.endpoint.kind() != Kind::Clone).then_some(Err(Silence::Uncounted));
+    let mut answers: Vec<_> = asked.iter().map(uncounted).collect();
     loop {
         let waiting: Vec<usize> = (0..asked.len()).filter(|index| answers[*index].is_none()).collect();
         let left = until.saturating_duration_since(Instant::now());
