@@ -21,6 +21,11 @@ const MOST: usize = 6;
 /// How long an answer may take: for ever, but the process must not.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// One for the exporter, and one for importers of each right.
+const DESCRIPTORS_OF_AN_OBJECT: usize = 3;
+/// The most that an exporter has.
+const USERFAULTFDS: usize = 32;
+
 fn arena() -> Range {
     Range::new(ARENA, ARENA_PAGES * PAGE).expect("a range")
 }
@@ -108,8 +113,10 @@ impl World {
         renew(open_pages());
         drop(Segment::new(open_pages(), 0o600));
         if self.descriptors > 0 {
-            // The connections go when the service thread comes to it.
-            while descriptors() > self.descriptors + 16 {
+            // The connections go when the service thread comes to it. What stays: two objects for each segment that lasts, and what
+            // follows the memory in them.
+            let lasting = self.lasting.len() * 2 * DESCRIPTORS_OF_AN_OBJECT + USERFAULTFDS;
+            while descriptors() > self.descriptors + lasting {
                 std::thread::yield_now();
             }
         }
