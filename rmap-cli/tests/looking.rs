@@ -9,16 +9,6 @@ use program::{json, rmap, text};
 
 const PAGES: usize = 64;
 
-fn pair(stage: &Stage) -> (Actor, Actor, i64) {
-    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
-    let address = exporter.anon(PAGES * PAGE);
-    exporter.fill(address, PAGES, 20);
-    let segid = exporter.make_all();
-    let here = importer.get_attach(segid, address, PAGES * PAGE);
-    importer.check(here, PAGES, 20);
-    (exporter, importer, segid)
-}
-
 #[test]
 fn info_says_that_processes_are_served() {
     let output = rmap(&["info", "--json"]).output().unwrap();
@@ -52,7 +42,7 @@ fn info_says_what_is_missing_and_how_to_get_it() {
 #[test]
 fn ls_shows_segments_importers_and_bytes() {
     let stage = Stage::new("ls_shows_segments_importers_and_bytes", 60);
-    let (exporter, importer, segid) = pair(&stage);
+    let (exporter, importer, segid) = stage.pair(PAGES);
     let pids = [exporter.pid().to_string(), importer.pid().to_string()];
     let output = rmap(&["ls", "--json", &pids[0], &pids[1]]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -100,7 +90,7 @@ fn other_users_see_that_there_is_a_process_and_nothing_of_it() {
         return skip("other_users_see_nothing", "only root can have other users");
     }
     let stage = Stage::new("other_users_see_nothing", 60);
-    let (exporter, _importer, segid) = pair(&stage);
+    let (exporter, _importer, segid) = stage.pair(PAGES);
     let output = rmap(&["ls", &exporter.pid().to_string()]).uid(65532).gid(65532).output().unwrap();
     let text = text(&output);
     assert!(text.contains("another user's"), "{text}");

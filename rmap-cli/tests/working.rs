@@ -1,7 +1,7 @@
 //! `rmap top`, `rmap doctor` and `rmap bench`, the real program, with processes that share memory.
 
 use rmap_core::report::{Listener, News, Report, VARIABLE};
-use rmap_tests::{PAGE, Setup, Stage};
+use rmap_tests::{Setup, Stage};
 use serde_json::Value;
 use std::process::Output;
 
@@ -24,12 +24,7 @@ fn doctor(options: &[&str], job: &[&str]) -> Output {
 #[test]
 fn top_shows_both_sides_once() {
     let stage = Stage::new("top_shows_both_sides_once", 60);
-    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
-    let address = exporter.anon(PAGES * PAGE);
-    exporter.fill(address, PAGES, 20);
-    let segid = exporter.make_all();
-    let here = importer.get_attach(segid, address, PAGES * PAGE);
-    importer.check(here, PAGES, 20);
+    let (exporter, importer, _) = stage.pair(PAGES);
     let pids = [exporter.pid().to_string(), importer.pid().to_string()];
     let output = rmap(&["top", "--once", &pids[0], &pids[1]]).output().unwrap();
     assert!(output.status.success(), "{output:?}");

@@ -131,6 +131,17 @@ impl Stage {
         (0..count).map(|_| self.actor()).collect()
     }
 
+    /// An exporter, an importer that has read so many pages of it, and the id of the segment.
+    pub fn pair(&self, pages: usize) -> (Actor, Actor, i64) {
+        let (mut exporter, mut importer) = (self.actor(), self.actor());
+        let address = exporter.anon(pages * PAGE);
+        exporter.fill(address, pages, 20);
+        let segid = exporter.make_all();
+        let here = importer.get_attach(segid, address, pages * PAGE);
+        importer.check(here, pages, 20);
+        (exporter, importer, segid)
+    }
+
     /// Starts an actor in a given way.
     ///
     /// # Panics

@@ -42,21 +42,10 @@ fn ask(segid: i64) -> (Message, Option<OwnedFd>) {
     (Message::decode(&parcel.bytes).expect("a message"), parcel.descriptors.pop())
 }
 
-/// An exporter and an importer, of all of whose pages it has read some.
-fn pair(stage: &Stage) -> (Actor, Actor, i64) {
-    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
-    let address = exporter.anon(PAGES * PAGE);
-    exporter.fill(address, PAGES, 20);
-    let segid = exporter.make_all();
-    let here = importer.get_attach(segid, address, PAGES * PAGE);
-    importer.check(here, PAGES, 20);
-    (exporter, importer, segid)
-}
-
 #[test]
 fn both_sides_are_seen() {
     let stage = Stage::new("both_sides_are_seen", 60);
-    let (mut exporter, importer, segid) = pair(&stage);
+    let (mut exporter, importer, segid) = stage.pair(PAGES);
     let seen = find(&exporter).sheet.unwrap();
     assert_eq!(seen.pid, exporter.pid().cast_unsigned());
     assert_eq!(seen.name, "rmap-test-actor");
@@ -120,7 +109,7 @@ fn many_segments_are_seen() {
 #[test]
 fn what_is_given_can_only_be_read() {
     let stage = Stage::new("what_is_given_can_only_be_read", 60);
-    let (_exporter, _importer, segid) = pair(&stage);
+    let (_exporter, _importer, segid) = stage.pair(PAGES);
     let (message, file) = ask(segid);
     assert_eq!(message, Message::Surveyed { request: 7 });
     let file = std::fs::File::from(file.expect("a file"));
@@ -134,7 +123,7 @@ fn what_is_given_can_only_be_read() {
 #[test]
 fn counters_outlive_a_killed_process() {
     let stage = Stage::new("counters_outlive_a_killed_process", 60);
-    let (exporter, _importer, segid) = pair(&stage);
+    let (exporter, _importer, segid) = stage.pair(PAGES);
     let (_, file) = ask(segid);
     exporter.kill();
     let sheet = Sheet::read(file.expect("a file").as_fd(), 10).unwrap();
@@ -145,7 +134,7 @@ fn counters_outlive_a_killed_process() {
 #[test]
 fn a_stopped_process_is_named() {
     let stage = Stage::new("a_stopped_process_is_named", 60);
-    let (exporter, importer, _) = pair(&stage);
+    let (exporter, importer, _) = stage.pair(PAGES);
     exporter.freeze();
     let pids = [exporter.pid(), importer.pid()].map(i32::cast_unsigned);
     let found = processes(|pid| pids.contains(&pid), Duration::from_millis(500), 10).unwrap();

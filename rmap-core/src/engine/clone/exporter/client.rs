@@ -4,7 +4,7 @@ use super::super::protocol::{self, Access, Message, Source};
 use super::object::Object;
 use super::rights::Creator;
 use super::status::Status;
-use crate::counters::sheet::Row;
+use crate::counters::rows::Row;
 use crate::error::{Error, Result, failed};
 use crate::own::OwnVec;
 use crate::range::Range;

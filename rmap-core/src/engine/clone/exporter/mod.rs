@@ -23,7 +23,7 @@ use super::calls::{Answer, Calls, Ticket};
 use super::protocol::{Access, Message};
 use super::rights;
 use crate::config::Config;
-use crate::counters::sheet::{PeerRows, Row, SegmentRows};
+use crate::counters::rows::{PeerRows, Row, SegmentRows};
 use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
 use crate::id::{Endpoint, Id};

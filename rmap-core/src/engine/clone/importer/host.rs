@@ -2,7 +2,7 @@
 
 use super::super::protocol::{self, Message};
 use super::status::StatusWord;
-use crate::counters::sheet::Row;
+use crate::counters::rows::Row;
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
 use crate::own::OwnVec;

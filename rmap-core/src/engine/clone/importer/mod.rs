@@ -18,7 +18,7 @@ use super::protocol::{Access, Message, Source};
 use super::rendezvous::refusal;
 use super::windows::Listing;
 use crate::config::Config;
-use crate::counters::sheet::PeerRows;
+use crate::counters::rows::PeerRows;
 use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
