@@ -21,6 +21,7 @@ wanted="./opt/rmap/bin/rmap
 ./opt/rmap/lib64/pkgconfig/cray-xpmem.pc
 ./opt/rmap/lib64/pkgconfig/xpmem.pc
 ./opt/rmap/share/man/man1/rmap.1
+./opt/rmap/share/man/man3/rmap_counters.3
 ./opt/rmap/share/man/man3/xpmem_attach.3
 ./opt/rmap/share/man/man3/xpmem_detach.3
 ./opt/rmap/share/man/man3/xpmem_get.3

@@ -278,6 +278,28 @@ fn floods_of_descriptors() {
 }
 
 #[test]
+fn questions_for_counters_without_end() {
+    let mut scene = Scene::new("questions_for_counters_without_end");
+    for round in 0..20 {
+        let (wire, ..) = scene.guest();
+        let question = Message::Survey { request: round }.encode();
+        // Answers are not kept for somebody who does not read them: in the end the exporter hangs up.
+        loop {
+            match wire.send(&question, &[]) {
+                Ok(()) => {}
+                Err(Errno::EAGAIN) => std::thread::yield_now(),
+                Err(Errno::EPIPE | Errno::ECONNRESET) => break,
+                Err(errno) => panic!("{errno}"),
+            }
+        }
+        scene.serves();
+        let open = descriptors_of(&scene);
+        assert!(open < scene.descriptors + 50, "{} descriptors before, {open} now", scene.descriptors);
+    }
+    scene.ends();
+}
+
+#[test]
 fn guests_that_leave_in_the_middle() {
     let mut scene = Scene::new("guests_that_leave_in_the_middle");
     for round in 0..100_u64 {
