@@ -12,7 +12,7 @@
 #include "compat.h"
 #include "internal.h"
 
-static int rmap_access_mmap(struct file *file, struct vm_area_struct *vma)
+int rmap_access_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct rmap_file *access = file->private_data;
 
@@ -21,6 +21,8 @@ static int rmap_access_mmap(struct file *file, struct vm_area_struct *vma)
 		return -EINVAL;
 	if (READ_ONCE(access->space->revoked))
 		return -ENODEV;
+	if (!atomic_read(&access->space->mm->mm_users))
+		return -ESRCH;
 	/*
 	 * VM_PFNMAP: the pages are the target's, whoever maps them here does
 	 * not count them, and nobody pins them by way of the mirror.
@@ -33,11 +35,11 @@ static int rmap_access_mmap(struct file *file, struct vm_area_struct *vma)
 
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 /* A place that agrees with the target's address modulo 2 MiB. */
-static unsigned long rmap_access_get_unmapped_area(struct file *file,
-						   unsigned long address,
-						   unsigned long len,
-						   unsigned long pgoff,
-						   unsigned long flags)
+unsigned long rmap_access_get_unmapped_area(struct file *file,
+					    unsigned long address,
+					    unsigned long len,
+					    unsigned long pgoff,
+					    unsigned long flags)
 {
 	struct rmap_file *access = file->private_data;
 	struct rmap_view *view = rmap_view_get(access->space, pgoff);

@@ -178,6 +178,18 @@ extern const struct vm_operations_struct rmap_vm_ops;
 
 /* access.c */
 int rmap_access_open(struct rmap_space *space, const struct rmap_access *arg);
+int rmap_access_mmap(struct file *file, struct vm_area_struct *vma);
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+unsigned long rmap_access_get_unmapped_area(struct file *file,
+					    unsigned long address,
+					    unsigned long len,
+					    unsigned long pgoff,
+					    unsigned long flags);
+#endif
+
+/* xpmem.c */
+int rmap_xpmem_init(void);
+void rmap_xpmem_exit(void);
 
 /* control.c */
 extern const struct file_operations rmap_control_fops;

@@ -26,12 +26,22 @@ static int __init rmap_init(void)
 		return ret;
 	ret = misc_register(&rmap_device);
 	if (ret)
-		rmap_space_exit();
+		goto exit_space;
+	ret = rmap_xpmem_init();
+	if (ret)
+		goto deregister;
+	return 0;
+
+deregister:
+	misc_deregister(&rmap_device);
+exit_space:
+	rmap_space_exit();
 	return ret;
 }
 
 static void __exit rmap_exit(void)
 {
+	rmap_xpmem_exit();
 	misc_deregister(&rmap_device);
 	rmap_space_exit();
 }

@@ -17,8 +17,6 @@
 
 #include "internal.h"
 
-#define RMAP_FS_MAGIC	0x726d6170
-
 static int rmap_fs_init_context(struct fs_context *fc)
 {
 	if (!init_pseudo(fc, RMAP_FS_MAGIC))

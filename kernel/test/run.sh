@@ -26,16 +26,7 @@ cp kernel/test/guest-tests.sh "$work"
 failed=()
 for version in "${versions[@]}"; do
     say "kernel $version"
-    headers=$(ci/guest.sh headers "$version")
-    # Out of the tree: several versions, and no leftovers.
-    rm -rf "$work/build"
-    mkdir "$work/build"
-    make -s -C kernel dkms-source DESTDIR="$work/build"
-    make -s -C "$work"/build/usr/src/rmap-* KDIR="$headers"
-    cp "$work"/build/usr/src/rmap-*/rmap.ko "$work/rmap.ko"
-    cp -r kernel/test/kthread "$work/build/kthread"
-    make -s -C "$headers" M="$work/build/kthread" modules
-    cp "$work/build/kthread/rmap_test_kthread.ko" "$work"
+    kernel/test/build.sh "$version" "$work"
     ci/guest.sh run "$version" "$work" "./guest-tests.sh $*" || failed+=("$version: status $?")
 done
 

@@ -99,10 +99,8 @@ fn server_of_own(id: Id) -> Result<Server> {
     let engine = match kind {
         Kind::Clone => running(&CLONE),
         Kind::Mirror => running(&MIRROR),
-        // Only the driver knows whose it is.
-        Kind::Driver if open_driver().is_some() || tables().chosen()? == kind => {
-            return server_of_segment(id);
-        }
+        // Only the driver knows whose it is, also where only the parent of this process has used it.
+        Kind::Driver if tables().usable[kind as usize] == Some(Ok(())) => return server_of_segment(id),
         Kind::Driver => None,
     };
     match engine.filter(|engine| engine.endpoint() == id.endpoint()) {

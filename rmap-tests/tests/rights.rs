@@ -1,7 +1,7 @@
 //! Who gets at what, and that nobody gets at more.
 
 use nix::errno::Errno;
-use rmap_tests::{Actor, Door, PAGE, RDONLY, RDWR, Setup, Stage, is_root, maps, pattern::Seen, skip};
+use rmap_tests::{Actor, Door, Engine, PAGE, RDONLY, RDWR, Setup, Stage, is_root, maps, pattern::Seen, skip};
 use std::time::Duration;
 
 const ARENA: usize = 0x2000_0000_0000;
@@ -297,7 +297,11 @@ fn another_user_who_may_read_finds_no_way_to_write() {
     let mut found = 0;
     for descriptor in descriptors {
         let link = std::fs::read_link(format!("/proc/{}/fd/{descriptor}", reader.pid())).unwrap();
-        if link != std::path::Path::new("/memfd:rmap (deleted)") {
+        // The clone engine's, the mirror engine's.
+        if !["/memfd:rmap (deleted)", "/[rmap] (deleted)"]
+            .iter()
+            .any(|name| link == std::path::Path::new(name))
+        {
             continue;
         }
         found += 1;
@@ -305,7 +309,8 @@ fn another_user_who_may_read_finds_no_way_to_write() {
         assert_eq!(reader.sys(libc::SYS_pwrite64, &[descriptor, path, 8, ARENA]), Err(libc::EBADF));
         assert!(reader.sys(libc::SYS_fallocate, &[descriptor, 3, ARENA, PAGE]).is_err(), "a hole is punched");
         for flags in [libc::O_RDWR, libc::O_WRONLY, libc::O_RDWR | libc::O_TRUNC] {
-            assert_eq!(reader.sys(libc::SYS_openat, &[at, path, flags as usize]), Err(libc::EACCES));
+            let opened = reader.sys(libc::SYS_openat, &[at, path, flags as usize]);
+            assert!(matches!(opened, Err(libc::EACCES | libc::ENXIO)), "{opened:?}");
         }
         assert_eq!(reader.sys(libc::SYS_fchmod, &[descriptor, 0o666]), Err(libc::EPERM));
         let shared = libc::MAP_SHARED as usize;
@@ -313,7 +318,8 @@ fn another_user_who_may_read_finds_no_way_to_write() {
         let view = reader.sys(libc::SYS_mmap, &arguments).unwrap();
         assert_eq!(reader.sys(libc::SYS_mprotect, &[view, PAGE, RW as usize]), Err(libc::EACCES));
     }
-    assert!(found > 0, "the reader has no object");
+    // Of the driver it has no descriptor but the device's.
+    assert_eq!(found > 0, Engine::of_actors() != Engine::Driver, "{found} objects");
     // Its attachment is a private view, which may become writable: for itself.
     if reader.sys(libc::SYS_mprotect, &[here, 4 * PAGE, RW as usize]).is_ok() {
         reader.fill(here, 2, 99);
@@ -437,6 +443,10 @@ fn nobody_takes_the_name_of_a_living_process() {
     let segid = exporter.make(address, 8 * PAGE);
     let apid = importer.get(segid);
     let here = importer.attach(apid, 0, 8 * PAGE);
+    if Engine::of_actors() == Engine::Driver {
+        // Its ids name no socket.
+        return;
+    }
     assert_eq!(Door::named_like(segid).unwrap_err(), Errno::EADDRINUSE);
     importer.check(here, 1, 20);
     exporter.kill();
@@ -487,7 +497,11 @@ fn ids_of_processes_that_are_gone() {
             assert_eq!(importer.try_get(segids[1], RDWR), Err(libc::ENOENT));
             let own = exporter.anon(PAGE);
             let segid = exporter.make(own, PAGE);
-            assert!(!segids.contains(&segid));
+            if Engine::of_actors().draws_ids() {
+                assert!(!segids.contains(&segid));
+            } else {
+                assert_eq!(segid, segids[0], "the driver starts to count again");
+            }
             assert_eq!(importer.try_get(segids[1], RDWR), Err(libc::ENOENT));
         }
         exporter.exit();

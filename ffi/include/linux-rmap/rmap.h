@@ -20,6 +20,8 @@
 
 #define RMAP_DEVICE		"/dev/rmap"
 #define RMAP_API_VERSION	1
+/* statfs.f_type of access descriptors: they cannot be mistaken for others. */
+#define RMAP_FS_MAGIC		0x726d6170
 
 /* The size is in the structure, so that it can grow without a new number. */
 #define RMAP_IOC_MAGIC		0xE9

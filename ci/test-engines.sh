@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# The tests of XPMEM's semantics, once for each engine, on a Debian kernel in QEMU with the module of kernel/: as root and as an ordinary user.
+# Programs that are linked to no library of ours run on the module's /dev/xpmem. The kernel's log must be clean, and the module must go.
+#
+#   ci/test-engines.sh [VERSION] [-- TEST...]    of the kernel (6.1); which test programs (those of `conformance`)
+#   RMAP_ENGINES="mirror driver"                 which engines (clone mirror driver)
+#   RMAP_TEST_USERS="65534"                      which users (0 65534)
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+
+# What is said about all engines. The others are about how the clone engine works.
+conformance=(basic engines rights follow kinds matrix threads oracle death)
+version=6.1
+if [ $# -gt 0 ] && [ "$1" != -- ]; then
+    version=$1
+    shift
+fi
+[ $# = 0 ] || shift
+[ $# = 0 ] || conformance=("$@")
+
+library=${RMAP_TEST_LIB:-$TARGET/release/libxpmem.so}
+[ -e "$library" ] || make -s all
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+chmod 755 "$work"
+
+say "compiling the tests"
+cargo test -p rmap-tests --no-run --message-format=json-render-diagnostics >"$work/messages"
+for name in "${conformance[@]}"; do
+    program=$(sed -n '/"profile":{[^}]*"test":true/ s|.*"executable":"\([^"]*/'"$name"'-[^"]*\)".*|\1|p' "$work/messages")
+    [ -n "$program" ] || die "no test program $name found"
+    cp "$program" "$work/$name"
+    cp "${program%/deps/*}/rmap-test-actor" "$work"
+done
+rm "$work/messages"
+cp "$library" "$work/libxpmem.so"
+for name in errno ioctl pair; do
+    gcc -std=gnu11 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Werror -static -pthread -Iffi/include \
+        -o "$work/$name-device" "tests/c/$name.c" tests/c/device.c
+done
+
+say "building the module for kernel $version"
+kernel/test/build.sh "$version" "$work"
+rm -rf "$work/build"
+
+cat >"$work/run" <<'END'
+set -uo pipefail
+# From the memory of the guest, not from a file system of the host.
+cp -r /run/work /tmp/engines
+cd /tmp/engines
+insmod ./rmap.ko xpmem=1 || exit 1
+# For hugetlbfs.
+echo 64 >/proc/sys/vm/nr_hugepages
+export RMAP_TEST_LIB=$PWD/libxpmem.so RMAP_TEST_ACTOR=$PWD/rmap-test-actor RMAP_TEST_PATIENCE=8 RUST_BACKTRACE=0
+failed=()
+for user in $users; do
+    as_user=(setpriv --reuid "$user" --regid "$user" --clear-groups env HOME=/tmp)
+    for engine in $engines; do
+        for name in $tests; do
+            echo "== $name: $engine engine, user $user"
+            RMAP_ENGINE=$engine "${as_user[@]}" timeout -k 10 600 "./$name" --test-threads=2 -q ||
+                failed+=("$name/$engine/$user")
+        done
+    done
+    for name in errno ioctl pair; do
+        echo "== $name: linked to no library, user $user"
+        "${as_user[@]}" timeout -k 10 300 "./$name-device" || failed+=("$name-device/$user")
+    done
+done
+# All spaces go when their files have gone, in a worker: nothing tells when. The kernel refuses until then.
+for _ in $(seq 100); do
+    rmmod rmap 2>/dev/null && break
+    read -rt 0.1 <> <(:) || true
+done
+! grep '^rmap ' /proc/modules || failed+=("the module is still in use")
+[ ${#failed[@]} = 0 ] || { printf 'FAILED: %s\n' "${failed[@]}"; exit 1; }
+END
+say "kernel $version"
+RMAP_GUEST_LIMIT=${RMAP_GUEST_LIMIT:-3600} ci/guest.sh run "$version" "$work" \
+    "users='${RMAP_TEST_USERS:-0 65534}' engines='${RMAP_ENGINES:-clone mirror driver}' tests='${conformance[*]}'; . ./run"

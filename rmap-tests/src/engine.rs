@@ -1,0 +1,54 @@
+//! Which engine the actors use, and how its semantics differ from the others': `docs/semantics.md` has the list.
+
+use std::path::Path;
+
+/// An engine of the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Stock kernels: pages are adopted.
+    Clone,
+    /// The kernel module's mirrors.
+    Mirror,
+    /// `/dev/xpmem`: here the module's own.
+    Driver,
+}
+
+impl Engine {
+    /// The one that actors use, by `RMAP_ENGINE` and what is there.
+    ///
+    /// # Panics
+    ///
+    /// If the environment names another.
+    pub fn of_actors() -> Self {
+        let there = |device: &str| Path::new(device).exists();
+        match std::env::var("RMAP_ENGINE").unwrap_or_default().as_str() {
+            "mirror" => Self::Mirror,
+            "driver" => Self::Driver,
+            "clone" => Self::Clone,
+            "" | "auto" if there("/dev/rmap") => Self::Mirror,
+            "" | "auto" if there("/dev/xpmem") => Self::Driver,
+            "" | "auto" => Self::Clone,
+            other => panic!("RMAP_ENGINE={other}"),
+        }
+    }
+
+    /// Attachments are ordinary shared memory: it can be pinned, has shared futexes, and what was reached stays when the exporter ends.
+    pub fn shares_ordinary_memory(self) -> bool {
+        self == Self::Clone
+    }
+
+    /// A touch of memory that nobody has reached yet needs the exporter's help: it waits while that is stopped.
+    pub fn asks_for_pages(self) -> bool {
+        self == Self::Clone
+    }
+
+    /// A permit is the exporter's to give: it waits while that is stopped.
+    pub fn asks_for_permits(self) -> bool {
+        self != Self::Driver
+    }
+
+    /// No id is ever used again, and none can be guessed.
+    pub fn draws_ids(self) -> bool {
+        self != Self::Driver
+    }
+}
