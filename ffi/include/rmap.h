@@ -82,6 +82,8 @@ struct rmap_counters {
     uint64_t window_bytes; /* now: bytes of address space that they take */
     uint64_t shown_bytes; /* now: bytes of address space that objects show to importers */
     uint64_t object_bytes; /* now: bytes of memory in objects */
+    uint64_t evictions; /* ranges that were made private again */
+    uint64_t windows_removed; /* windows that were given up: the permit or exporter gone, taken by the application, or too many */
 };
 
 /*

@@ -236,10 +236,11 @@ impl Tables {
     }
 }
 
-/// Counts a call if it has failed.
-fn noted<T>(result: Result<T>) -> Result<T> {
+/// Counts a call if it has failed, and says why.
+fn noted<T>(call: &str, result: Result<T>) -> Result<T> {
     if let Err(error) = &result {
         counters::count_failure(error);
+        log!(Debug, "xpmem_{call} fails: {error}");
     }
     result
 }
@@ -299,7 +300,7 @@ pub fn version() -> Result<i32> {
 /// # Errors
 /// [`Error::Invalid`], [`Error::OutOfIds`], [`Error::OutOfResources`], and those of [`version`], which come first.
 pub fn make(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
-    noted(make_segment(vaddr, size, permit_type, permit_value))
+    noted("make", make_segment(vaddr, size, permit_type, permit_value))
 }
 
 fn make_segment(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
@@ -357,7 +358,7 @@ fn make_with(
 /// # Errors
 /// [`Error::Invalid`] unless the id is positive; [`Error::NoSuchId`]; [`Error::Denied`] if it is another process's.
 pub fn remove(segid: i64) -> Result<()> {
-    noted(remove_segment(segid))
+    noted("remove", remove_segment(segid))
 }
 
 fn remove_segment(segid: i64) -> Result<()> {
@@ -378,7 +379,7 @@ fn remove_segment(segid: i64) -> Result<()> {
 /// [`Error::Invalid`]; [`Error::NoSuchId`]; [`Error::Denied`] by the segment's mode; [`Error::TimedOut`];
 /// [`Error::OutOfIds`]; [`Error::OutOfResources`].
 pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
-    noted(get_permit(segid, flags, permit_type))
+    noted("get", get_permit(segid, flags, permit_type))
 }
 
 fn get_permit(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
@@ -412,7 +413,7 @@ fn get_permit(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
 /// # Errors
 /// As [`remove`]. A dead exporter is no error.
 pub fn release(apid: i64) -> Result<()> {
-    noted(release_permit(apid))
+    noted("release", release_permit(apid))
 }
 
 fn release_permit(apid: i64) -> Result<()> {
@@ -456,7 +457,7 @@ pub unsafe fn detach_known(vaddr: usize) -> bool {
 /// # Safety
 /// With a `vaddr`, nobody may rely on what is mapped there now.
 pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usize> {
-    noted(map_segment(apid, offset, size, vaddr))
+    noted("attach", map_segment(apid, offset, size, vaddr))
 }
 
 fn map_segment(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usize> {
@@ -509,7 +510,7 @@ fn map_segment(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usiz
 /// # Safety
 /// Nobody may use the attachment afterwards.
 pub unsafe fn detach(vaddr: usize) -> Result<()> {
-    noted(unmap_segment(vaddr))
+    noted("detach", unmap_segment(vaddr))
 }
 
 fn unmap_segment(vaddr: usize) -> Result<()> {

@@ -17,7 +17,7 @@ mod sys {
 use protocol::Message;
 use rmap_core::counters::Sheet;
 use rmap_core::survey::{Process, Silence, processes};
-use rmap_tests::{Actor, Door, PAGE, Setup, Stage, Wire, is_root, skip};
+use rmap_tests::{Actor, Door, Log, PAGE, RDWR, Setup, Stage, Wire, is_root, skip};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
@@ -205,4 +205,26 @@ fn answers_that_are_none_are_named() {
     let refused = Message::Refused { request: 1, errno: libc::EACCES.cast_unsigned() };
     let denied = seen_behind(&door, PATIENCE, move |wire| wire.send(&refused.encode(), &[]).unwrap());
     assert_eq!(denied, Silence::Denied);
+}
+
+#[test]
+fn each_call_that_fails_is_counted_and_said_why() {
+    let stage = Stage::new("each_call_that_fails_is_counted_and_said_why", 60);
+    let log = Log::new();
+    let mut actor = stage.actor_with(&Setup::logging("debug", &log));
+    let segid = actor.make_all();
+    assert_eq!(actor.release(-1), Err(libc::EINVAL));
+    assert_eq!(actor.try_get(segid + 1, RDWR), Err(libc::ENOENT));
+    assert_eq!(actor.try_make(0, PAGE, 0o1000), Err(libc::EINVAL));
+    assert_eq!(actor.remove(segid + 1), Err(libc::ENOENT));
+    for line in
+        ["xpmem_release fails: not a permit id", "xpmem_get fails", "xpmem_make fails", "xpmem_remove fails"]
+    {
+        assert_eq!(log.lines_with(line).len(), 1, "{line} in {}", log.text());
+    }
+    let now = find(&actor).sheet.unwrap().counters;
+    assert_eq!(
+        (now.errors_invalid, now.errors_no_such_id, now.errors_denied, now.errors_other),
+        (2, 2, 0, 0)
+    );
 }

@@ -14,15 +14,22 @@ pub(super) fn uncounted(job: &Job) -> Option<&str> {
     job.said.served.iter().map(String::as_str).find(|engine| *engine != "clone")
 }
 
+/// Calls of a process that failed, by kind.
+fn errors_by_kind(sheet: &Sheet) -> [(u64, &'static str); 6] {
+    let now = &sheet.counters;
+    [
+        (now.errors_invalid, "a bad argument"),
+        (now.errors_no_such_id, "no such segment or permit"),
+        (now.errors_denied, "not allowed"),
+        (now.errors_resources, "no memory, mappings or descriptors left"),
+        (now.errors_timed_out, "no answer in time"),
+        (now.errors_other, "another reason"),
+    ]
+}
+
 /// Calls of a process that failed.
 pub(super) fn errors(sheet: &Sheet) -> u64 {
-    let now = &sheet.counters;
-    now.errors_invalid
-        + now.errors_no_such_id
-        + now.errors_denied
-        + now.errors_resources
-        + now.errors_timed_out
-        + now.errors_other
+    errors_by_kind(sheet).iter().map(|(number, _)| number).sum()
 }
 
 /// Lines for a person.
@@ -120,10 +127,13 @@ fn findings(job: &Job) -> Vec<String> {
     if failed > 0 && sum(job, |sheet| sheet.counters.huge_pages) == 0 {
         lines.push("adopted memory got no huge pages: see the feature collapse in rmap info".into());
     }
-    let errors = sum(job, errors);
-    if errors > 0 {
-        lines.push(format!("{errors} calls failed: RMAP_LOG=info says which"));
+    let mut failed = std::collections::BTreeMap::new();
+    for (number, why) in job.sheets.iter().flat_map(errors_by_kind).filter(|(number, _)| *number > 0) {
+        *failed.entry(why).or_insert(0) += number;
     }
+    lines.extend(failed.iter().map(|(why, number)| {
+        format!("{} failed: {why} (RMAP_LOG=debug says which)", text::count(*number, "call"))
+    }));
     lines
 }
 

@@ -199,6 +199,10 @@ counters! {
     Now shown_bytes ShownBytes,
     /// Bytes of memory in objects.
     Now object_bytes ObjectBytes,
+    /// Ranges that were made private again.
+    Total evictions Evictions,
+    /// Windows that were given up: their permit or exporter was gone, the application took them, or there were too many.
+    Total windows_removed WindowsRemoved,
 }
 
 const _: () = assert!(TABLE.len() <= LENGTHS);

@@ -709,6 +709,7 @@ impl Exporter {
                     return;
                 }
                 adopt::restore_attributes(piece, &attributes, vma.prot);
+                counters::count(Cell::Evictions);
                 counters::add(Cell::EvictedBytes, piece.len() as u64);
             }
         }

@@ -4,6 +4,7 @@
 
 use super::Importer;
 use super::window::Window;
+use crate::counters::{self, Cell};
 use crate::log::log;
 use crate::range::Range;
 use crate::sys::uffd::Event;
@@ -56,6 +57,7 @@ impl Importer {
             let _ = self.windows.remove(index);
             let below = Range::between(window.range.start(), gone.start());
             let above = Range::between(gone.end(), window.range.end());
+            counters::add(Cell::WindowsRemoved, u64::from(below.is_none() && above.is_none()));
             for rest in [above, below].into_iter().flatten() {
                 let rest = Window { range: rest, remote: window.to_remote(rest.start()), ..window };
                 if let Err(errno) = self.windows.insert(index, rest) {

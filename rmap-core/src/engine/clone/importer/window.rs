@@ -218,6 +218,7 @@ impl Importer {
     pub(super) fn remove_window(&mut self, index: usize) -> Result<()> {
         let window = self.windows.remove(index).ok_or(Error::NoSuchId)?;
         let range = window.range;
+        counters::count(Cell::WindowsRemoved);
         self.pieces.remove(range).map_err(failed("mmap"))?;
         self.unmap_own(range).map_err(failed("munmap"))?;
         self.waiters.retain(|waiter| !range.contains(waiter.page()));
