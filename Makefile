@@ -9,7 +9,7 @@
 #   make test             everything that ci/ has; as root: each test as root and as an ordinary user
 #   make check            formatting, lints, documentation
 #   make fuzz             what peers may send, mutated for long (RMAP_FUZZ_SECONDS for each target, 3600)
-#   make test-kernel      the kernel module's tests, on Debian kernels in QEMU
+#   make test-kernel      the kernel module's tests, and those of the semantics on all engines, on Debian kernels in QEMU
 #   make test-numa        memory on the nodes of a machine with two of them, in QEMU
 #   make soak             the random tests for long (RMAP_SOAK_SECONDS each, 600), the C tests often
 
@@ -113,8 +113,10 @@ profile: local-install
 test: local-install
 	ci/test-all.sh '$(LOCAL)'
 
-test-kernel:
+test-kernel: all
 	kernel/test/run.sh
+	ci/test-engines.sh 6.1
+	ci/test-engines.sh 6.12
 
 test-numa: all
 	ci/test-numa.sh

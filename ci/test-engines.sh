@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$ROOT"
 
 # What is said about all engines. The others are about how the clone engine works.
-conformance=(basic engines rights follow kinds matrix threads oracle death)
+conformance=(basic engines pinnable rights follow kinds matrix threads oracle death)
 version=6.1
 if [ $# -gt 0 ] && [ "$1" != -- ]; then
     version=$1
@@ -27,17 +27,18 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 
 say "compiling the tests"
-cargo test -p rmap-tests --no-run --message-format=json-render-diagnostics >"$work/messages"
+cargo test -p rmap-tests -p rmap-core --no-run --message-format=json-render-diagnostics >"$work/messages"
 for name in "${conformance[@]}"; do
     program=$(sed -n '/"profile":{[^}]*"test":true/ s|.*"executable":"\([^"]*/'"$name"'-[^"]*\)".*|\1|p' "$work/messages")
     [ -n "$program" ] || die "no test program $name found"
     cp "$program" "$work/$name"
-    cp "${program%/deps/*}/rmap-test-actor" "$work"
+    actor=${program%/deps/*}/rmap-test-actor
 done
+cp "$actor" "$work"
 rm "$work/messages"
 cp "$library" "$work/libxpmem.so"
 for name in errno ioctl pair; do
-    gcc -std=gnu11 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Werror -static -pthread -Iffi/include \
+    gcc -std=gnu11 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Werror -static -pthread -DON_DEVICE=1 -Iffi/include \
         -o "$work/$name-device" "tests/c/$name.c" tests/c/device.c
 done
 

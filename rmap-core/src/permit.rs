@@ -1,7 +1,7 @@
 //! Permits: the right to attach a segment.
 
 use crate::attachment::Attachment;
-use crate::engine::Access;
+use crate::engine::{Access, Kind};
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::process;
@@ -52,6 +52,13 @@ impl Permit {
     #[must_use]
     pub fn access(&self) -> Access {
         self.held.access
+    }
+
+    /// Whether attachments can be pinned, for RDMA and `O_DIRECT`, and have process-shared futexes. If not, the exporter can offer the range
+    /// again as [`Segment::pinnable`](crate::Segment::pinnable).
+    #[must_use]
+    pub fn is_pinnable(&self) -> bool {
+        self.held.id.kind() == Kind::Clone
     }
 
     /// The id, as the C interface has it.

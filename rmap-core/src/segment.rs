@@ -35,6 +35,16 @@ impl Segment {
         Ok(Self { id })
     }
 
+    /// Offers a range such that importers can pin it, for RDMA and `O_DIRECT`, and find process-shared futexes in it. What [`Segment::new`] offers
+    /// is like that where the clone engine serves this process; the kernel's mirrors cannot be pinned.
+    ///
+    /// # Errors
+    /// As [`Segment::new`]; also where memory cannot be adopted ([`Error::Unsupported`](crate::Error::Unsupported)).
+    pub fn pinnable(range: Range, mode: u32) -> Result<Self> {
+        let id = process::make_pinnable(range.start(), range.len(), process::PERMIT_MODE, mode as usize)?;
+        Ok(Self { id })
+    }
+
     /// The id to tell others.
     #[must_use]
     pub fn id(&self) -> Id {

@@ -31,10 +31,11 @@ static int request(int number, void *argument)
 /* A child that was forked is not known to the device before it has opened it. */
 static int request_anew(int number, void *argument)
 {
-	int result = request(number, argument);
+	int before = errno, result = request(number, argument);
 
 	if (result == -1 && errno == NOPROC) {
 		device = -1;
+		errno = before;
 		result = request(number, argument);
 	}
 	return result;

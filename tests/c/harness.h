@@ -33,6 +33,11 @@
 /* No program here needs more than a few seconds. */
 #define TIME_LIMIT 60
 
+/* Linked to device.c, not to the library. */
+#ifndef ON_DEVICE
+#define ON_DEVICE 0
+#endif
+
 /* What errno is set to before each call, to see whether the call leaves it alone. */
 #define UNTOUCHED 7777
 
