@@ -1,5 +1,6 @@
 //! `rmap`: what the library finds on this machine, who shares memory with whom, and whether a job makes use of it.
 
+mod attach;
 mod bench;
 mod doctor;
 mod info;
@@ -30,6 +31,8 @@ enum Command {
     Doctor(doctor::Options),
     /// What this machine does: attaching, first touches and copies, beside memcpy and process_vm_readv.
     Bench(bench::Options),
+    /// Shows and edits live memory of a process that does not cooperate.
+    Attach(attach::Options),
 }
 
 /// What went wrong, for a person to read.
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Top(options) => top::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Attach(options) => attach::run(&options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("rmap: {error}");

@@ -1,8 +1,10 @@
-//! `rmap info` and `rmap ls`, the real program, beside processes that share memory.
+//! `rmap info`, `rmap ls` and `rmap attach`, the real program, beside other processes.
 
 use rmap_tests::{Actor, PAGE, Stage, is_root, skip};
 use serde_json::Value;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
 
 mod program;
 use program::{json, rmap, text};
@@ -95,4 +97,84 @@ fn other_users_see_that_there_is_a_process_and_nothing_of_it() {
     let text = text(&output);
     assert!(text.contains("another user's"), "{text}");
     assert!(!text.contains(&format!("{segid:#x}")) && !text.contains("importer"), "{text}");
+}
+
+fn attach(actor: &Actor, address: usize, len: usize, more: &[&str]) -> Command {
+    let words = [actor.pid().to_string(), format!("{address:#x}"), len.to_string()];
+    let mut command = rmap(&["attach", &words[0], &words[1], &words[2]]);
+    command.args(more);
+    command
+}
+
+fn is_private(actor: &Actor, address: usize) -> bool {
+    let maps = rmap_tests::maps(actor.pid());
+    maps.iter().any(|map| map.range.contains(&address) && map.flags.ends_with('p'))
+}
+
+#[test]
+fn attach_shows_bytes_and_holes() {
+    let stage = Stage::new("attach_shows_bytes_and_holes", 60);
+    let mut actor = stage.actor();
+    let address = actor.anon(2 * PAGE);
+    actor.store(address, 0x4141_4242_4343_4444).unwrap();
+    actor.munmap(address + PAGE, PAGE);
+    let output = attach(&actor, address, 32, &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let line =
+        format!("{address:016x}  44 44 43 43 42 42 41 41  00 00 00 00 00 00 00 00  |DDCCBBAA........|\n");
+    assert!(text(&output).starts_with(&line), "{output:?}");
+    let output = attach(&actor, address + PAGE - 16, 32, &[]).output().unwrap();
+    assert!(text(&output).lines().nth(1).unwrap().contains(" -- -- "), "{output:?}");
+    let raw = attach(&actor, address, 2 * PAGE, &["--raw"]).output().unwrap();
+    assert_eq!((raw.stdout.len(), &raw.stdout[..8]), (2 * PAGE, b"DDCCBBAA".as_slice()));
+    assert!(is_private(&actor, address));
+    actor.exit();
+}
+
+#[test]
+fn attach_stores() {
+    let stage = Stage::new("attach_stores", 60);
+    let mut actor = stage.actor();
+    let address = actor.anon(PAGE);
+    actor.store(address, 1).unwrap();
+    let output = attach(&actor, address, 8, &["--store", "ff00ff0000000000"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(actor.load(address), Ok(0xff_00ff));
+    let output = attach(&actor, address, 8, &["--store", "f"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    actor.exit();
+}
+
+#[test]
+fn attach_watches_until_it_is_interrupted() {
+    let stage = Stage::new("attach_watches_until_it_is_interrupted", 60);
+    let mut actor = stage.actor();
+    let address = actor.anon(PAGE);
+    actor.store(address, 1).unwrap();
+    let mut child = attach(&actor, address, 16, &["--watch", "-d", "0.01"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    for value in 1..5 {
+        actor.store(address, value).unwrap();
+        // The first value may have been seen before.
+        let wanted = format!("  {value:02x} 00 ");
+        assert!(lines.any(|line| line.contains(&wanted)));
+    }
+    // SAFETY: our own child, which has not been waited for.
+    unsafe { libc::kill(child.id().cast_signed(), libc::SIGINT) };
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(is_private(&actor, address));
+    assert_eq!(actor.load(address), Ok(4));
+    actor.exit();
+}
+
+#[test]
+fn attach_says_why_not() {
+    let _stage = Stage::new("attach_says_why_not", 60);
+    let output = rmap(&["attach", "2147483647", "0x1000", "1K"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "rmap: there is no process 2147483647\n");
 }
