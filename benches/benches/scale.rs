@@ -40,7 +40,7 @@ impl Held {
             let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
             line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
         };
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors").count();
+        let descriptors = rmap_tests::library_descriptors(pid).len();
         Self {
             pss: kib(&rollup, "Pss"),
             private: kib(&rollup, "Private_Dirty") + kib(&rollup, "Private_Clean"),

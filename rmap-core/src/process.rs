@@ -527,8 +527,7 @@ fn unmap_segment(vaddr: usize) -> Result<()> {
     }
     let maps = Maps::new().map_err(failed("open of /proc/thread-self/maps"))?;
     // The library's own memory may have come to where an attachment was.
-    let own = running(&CLONE).and_then(|_| own::file_id().ok());
-    match maps.at(vaddr).filter(|vma| vma.file.is_none() || vma.file != own) {
+    match maps.at(vaddr).filter(|vma| vma.file.is_none() || vma.file != own::file_id()) {
         Some(_) => Err(Error::Invalid("not an attachment")),
         None => Ok(()),
     }
@@ -583,8 +582,8 @@ extern "C" fn after_fork_in_child() {
         DRIVER.store(core::ptr::null_mut(), Ordering::Release);
         driver.forget_after_fork();
     }
-    own::forget_after_fork();
-    sheet::forget_after_fork();
+    own::forget();
+    sheet::forget();
     if let Some(permits) = &mut tables.permits {
         permits.clear();
     }

@@ -99,9 +99,10 @@ impl Doorbell {
         Self { rung: Mutex::new(false), waiter: Condvar::new() }
     }
 
-    fn ring(&self) {
+    fn ring(&self) -> bool {
         *self.rung.lock().unwrap() = true;
         self.waiter.notify_one();
+        true
     }
 
     fn wait(&self) {
@@ -135,7 +136,7 @@ fn explore<const SLOTS: usize>(callers: usize, each: usize, service: Service, pr
                 let shared = shared.clone();
                 thread::spawn(move || {
                     for call in (0..each).map(|call| 10 * caller + call) {
-                        let answer = shared.0.post(call, || shared.1.ring(), || false);
+                        let answer = shared.0.post(call, || shared.1.ring());
                         assert_eq!(answer, Some(1000 + call), "the answer to another call");
                     }
                 })
@@ -192,4 +193,37 @@ fn a_slot_that_goes_from_caller_to_caller() {
 #[test]
 fn three_callers_and_two_slots() {
     explore::<2>(3, 1, Service::Late, 1);
+}
+
+#[test]
+fn a_caller_that_cannot_ring() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let shared = Arc::new((slots::Slots::<usize, usize, 1>::default(), Doorbell::new()));
+        let silent = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                // The other side may find the call when somebody else rings.
+                let answer = shared.0.post(7, || false);
+                assert!(matches!(answer, None | Some(1007)), "{answer:?}");
+            }
+        });
+        let caller = thread::spawn({
+            let shared = shared.clone();
+            move || assert_eq!(shared.0.post(1, || shared.1.ring()), Some(1001))
+        });
+        let (slots, doorbell) = &*shared;
+        let mut served = false;
+        while !served {
+            doorbell.wait();
+            doorbell.clear();
+            while let Some((ticket, call)) = slots.take() {
+                served |= call == 1;
+                slots.answer(ticket, 1000 + call);
+            }
+        }
+        silent.join().unwrap();
+        caller.join().unwrap();
+    });
 }

@@ -18,6 +18,7 @@
 //! | `RMAP_SOAK_SECONDS` | run the random tests this long |
 
 mod actor;
+mod descriptors;
 mod engine;
 mod log;
 mod maps;
@@ -28,6 +29,7 @@ mod tracer;
 mod wire;
 
 pub use actor::{Actor, Fault, Reply, Report, Setup};
+pub use descriptors::{application_descriptors, library_descriptors, service_thread};
 pub use engine::Engine;
 pub use log::Log;
 pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks, waits_for_page};

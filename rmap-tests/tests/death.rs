@@ -2,8 +2,8 @@
 
 use nix::sys::signal::Signal;
 use rmap_tests::{
-    Actor, Engine, PAGE, RDWR, Random, Setup, Stage, maps_if_alive, parent_of, pattern::Seen, rounds, seed,
-    state_of,
+    Actor, Engine, PAGE, RDWR, Random, Setup, Stage, application_descriptors, library_descriptors,
+    maps_if_alive, parent_of, pattern::Seen, rounds, seed, state_of,
 };
 use std::{
     collections::BTreeSet,
@@ -31,11 +31,9 @@ impl Traces {
     }
 
     fn note(&mut self, pid: i32) {
-        let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         // The first three are the test's own.
-        let own = |name: &std::ffi::OsStr| ["0", "1", "2"].iter().any(|standard| name == *standard);
-        let links = links.filter(|link| !own(&link.file_name()));
-        for target in links.filter_map(|link| fs::read_link(link.path()).ok()) {
+        let application = application_descriptors(pid).into_iter().filter(|(number, _)| *number > 2);
+        for (_, target) in application.chain(library_descriptors(pid)) {
             let text = target.to_string_lossy().into_owned();
             if let Some(inode) = text.strip_prefix("socket:[") {
                 self.sockets.insert(inode.trim_end_matches(']').to_owned());
@@ -177,7 +175,7 @@ fn importers_are_killed() {
     let report = exporter.stop(1);
     assert_eq!(report["lost"], 0, "{report:?}");
     // It does not collect descriptors either.
-    let open = fs::read_dir(format!("/proc/{}/fd", exporter.pid())).unwrap().count();
+    let open = library_descriptors(exporter.pid()).len();
     assert!(open < 60, "{open} descriptors after 100 importers");
     exporter.exit();
 }

@@ -1,8 +1,8 @@
-//! Processes that have no descriptor left: the library serves them, and others, all the same.
+//! Processes that have no descriptor left: the library, which has its own, serves them, and others, all the same.
 
 use nix::sys::{signal::Signal, wait::WaitStatus};
 use rmap_tests::pattern::Seen;
-use rmap_tests::{Actor, PAGE, RDWR, Stage};
+use rmap_tests::{Actor, PAGE, RDWR, Stage, application_descriptors, library_descriptors};
 
 const MAPPED: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
@@ -85,18 +85,61 @@ fn a_permit_from_an_exporter() {
     let known = exporter.make(address, 4 * PAGE);
     let new = exporter.make(address, 2 * PAGE);
     let here = first.get_attach(known, 0, 4 * PAGE);
-    let taken = exhaust(&mut exporter);
-    // Nobody waits for what may never come.
+    exhaust(&mut exporter);
     for _ in 0..20 {
-        assert_eq!(first.try_get(new, RDWR), Err(libc::EMFILE));
-        assert_eq!(second.try_get(known, RDWR), Err(libc::EMFILE));
+        let apid = first.get(new);
+        let here = first.attach(apid, 0, 2 * PAGE);
+        first.check(here, 2, 20);
+        let apid = second.get(known);
+        let there = second.attach(apid, 0, 4 * PAGE);
+        second.check(there, 4, 20);
     }
     first.check(here, 4, 20);
-    relieve(&mut exporter, &taken);
-    let here = second.get_attach(known, 0, 4 * PAGE);
-    second.check(here, 4, 20);
-    let here = first.get_attach(new, 0, 2 * PAGE);
-    first.check(here, 2, 20);
+    let newer = exporter.make(address, 3 * PAGE);
+    let here = second.get_attach(newer, 0, 3 * PAGE);
+    second.check(here, 3, 20);
+    assert_eq!(exporter.remove(newer), Ok(0));
+}
+
+#[test]
+fn a_permit_for_a_process_without_descriptors() {
+    let stage = Stage::new("a_permit_for_a_process_without_descriptors", 60);
+    let (mut exporter, mut other, mut importer) = (stage.actor(), stage.actor(), stage.actor());
+    let address = exporter.anon(4 * PAGE);
+    exporter.fill(address, 4, 20);
+    let first = exporter.make(address, 4 * PAGE);
+    let second = exporter.make(address, 2 * PAGE);
+    let elsewhere = other.make(address, PAGE);
+    importer.get(first);
+    let taken = exhaust(&mut importer);
+    // The connection is there.
+    let here = importer.get_attach(second, 0, 2 * PAGE);
+    importer.check(here, 2, 20);
+    // One to another exporter is made in the application's name, and takes one of its descriptors.
+    assert_eq!(importer.try_get(elsewhere, RDWR), Err(libc::EMFILE));
+    relieve(&mut importer, &taken);
+    importer.get(elsewhere);
+}
+
+#[test]
+fn an_application_has_no_descriptor_of_the_library() {
+    let stage = Stage::new("an_application_has_no_descriptor_of_the_library", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let before = [&exporter, &importer].map(|actor| application_descriptors(actor.pid()));
+    let address = exporter.anon(16 * PAGE);
+    exporter.fill(address, 16, 20);
+    let segid = exporter.make_all();
+    let here = importer.get_attach(segid, address, 16 * PAGE);
+    importer.check(here, 16, 20);
+    for (actor, before) in [&exporter, &importer].into_iter().zip(before) {
+        assert_eq!(application_descriptors(actor.pid()), before);
+        assert!(library_descriptors(actor.pid()).len() > 5, "the library has them elsewhere");
+    }
+    // What the application has is not in the library's table either: whoever reads from a pipe sees its end.
+    let theirs: Vec<_> = library_descriptors(exporter.pid()).into_iter().map(|(_, file)| file).collect();
+    for (number, file) in application_descriptors(exporter.pid()) {
+        assert!(number < 3 || !theirs.contains(&file), "the library has {file:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use rmap_tests::{Actor, PAGE, Stage};
 
 fn descriptors(actor: &Actor) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", actor.pid())).unwrap().count()
+    rmap_tests::library_descriptors(actor.pid()).len()
 }
 
 /// Segments of memory that comes and goes, with permits on them; `touch` has it looked at.

@@ -187,13 +187,26 @@ fn expect_no_secret(importer: &mut Actor, secret: u64) {
     }
 }
 
+/// Has a process take over all descriptors that the library has in it, as they are.
+fn take_from_the_library(actor: &mut Actor) -> Vec<(usize, std::path::PathBuf)> {
+    let service = rmap_tests::service_thread(actor.pid()).expect("a service thread");
+    let thread = libc::O_EXCL as usize;
+    let owner = match actor.sys(libc::SYS_pidfd_open, &[service as usize, thread]) {
+        Err(libc::EINVAL) => panic!("this test needs PIDFD_THREAD (Linux 6.9)"),
+        opened => opened.unwrap(),
+    };
+    let all = rmap_tests::library_descriptors(actor.pid());
+    let take = |(number, file): (i32, _)| {
+        let taken = actor.sys(libc::SYS_pidfd_getfd, &[owner, number as usize, 0]);
+        (taken.unwrap_or_else(|errno| panic!("descriptor {number}: errno {errno}")), file)
+    };
+    all.into_iter().map(take).collect()
+}
+
 /// Maps every descriptor of the importer at the exporter's addresses and around zero.
 #[track_caller]
 fn expect_no_secret_in_descriptors(importer: &mut Actor, address: usize, secret: u64) {
-    let folder = std::fs::read_dir(format!("/proc/{}/fd", importer.pid())).unwrap();
-    let descriptors: Vec<usize> =
-        folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    for descriptor in descriptors {
+    for (descriptor, _) in take_from_the_library(importer) {
         for offset in [address, address - 8 * PAGE, 0] {
             for prot in [libc::PROT_READ, RW] {
                 let (len, shared) = (32 * PAGE, libc::MAP_SHARED as usize);
@@ -248,10 +261,7 @@ fn a_reader_finds_no_way_to_write() {
     let apid = importer.try_get(segid, RDONLY).unwrap();
     let here = importer.attach(apid, 0, 4 * PAGE);
     importer.check(here, 4, 1);
-    let folder = std::fs::read_dir(format!("/proc/{}/fd", importer.pid())).unwrap();
-    let descriptors: Vec<usize> =
-        folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    for descriptor in descriptors {
+    for (descriptor, _) in take_from_the_library(&mut importer) {
         for offset in [ARENA, 0] {
             let arguments = [0, 4 * PAGE, RW as usize, libc::MAP_SHARED as usize, descriptor, offset];
             let Ok(view) = importer.sys(libc::SYS_mmap, &arguments) else {
@@ -290,13 +300,9 @@ fn another_user_who_may_read_finds_no_way_to_write() {
     reader.check(here, 4, 1);
     // Asking again, after it has been served.
     assert_eq!(reader.try_get(segid, RDWR), Err(libc::EACCES));
-    let folder = std::fs::read_dir(format!("/proc/{}/fd", reader.pid())).unwrap();
-    let descriptors: Vec<usize> =
-        folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     let at = libc::AT_FDCWD as isize as usize;
     let mut found = 0;
-    for descriptor in descriptors {
-        let link = std::fs::read_link(format!("/proc/{}/fd/{descriptor}", reader.pid())).unwrap();
+    for (descriptor, link) in take_from_the_library(&mut reader) {
         // The clone engine's, the mirror engine's.
         if !["/memfd:rmap (deleted)", "/[rmap] (deleted)"]
             .iter()

@@ -1,10 +1,9 @@
 //! Many attachments, many processes: what is shared stays right, and mappings and descriptors stay within bounds.
 
 use rmap_tests::{Actor, PAGE, Reply, Stage, maps};
-use std::fs;
 
 fn descriptors(actor: &Actor) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", actor.pid())).expect("the descriptors of an actor").count()
+    rmap_tests::library_descriptors(actor.pid()).len()
 }
 
 /// A million pairs over a heap of ten thousand pieces, and two importers that do so. `vm.max_map_count` is 65530 where nobody has

@@ -15,10 +15,9 @@ use super::{Cell, LENGTHS, STALL_LENGTHS};
 use crate::error::{Error, Result};
 use crate::sys::fd::Kept;
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
-use crate::sys::spare::{self, Temporary};
-use crate::sys::{Errno, SysResult, fd, procfs, thread};
+use crate::sys::{Errno, SysResult, procfs, thread};
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The name in `/proc/PID/maps`.
 pub(crate) const MAPS_PATH: &[u8] = b"/memfd:rmap-counters (deleted)";
@@ -177,7 +176,7 @@ impl Lines {
     }
 }
 
-/// Makes the file for this process. For the thread that is about to start the service thread.
+/// Makes the file for this process. For the service thread.
 ///
 /// # Errors
 /// [`Error::OutOfResources`].
@@ -228,21 +227,20 @@ pub(crate) fn set_endpoint(endpoint: u64) {
     set_head(head::ENDPOINT, endpoint);
 }
 
-/// The file, if the application has not put another in its place.
+/// The file. For the service thread.
 pub(super) fn file() -> SysResult<BorrowedFd<'static>> {
-    FILE.get_if_there().ok_or(Errno::BADF)
+    FILE.get().ok_or(Errno::BADF)
 }
 
-/// A descriptor to give away: it can only be read. In place of a spare one, if there is no other room.
-pub(crate) fn to_be_read() -> SysResult<Temporary> {
-    let file = file()?;
-    spare::instead_of_one(|| fd::reopen(file, false)).map(Temporary::from)
+/// A descriptor to give away: it can only be read. For any thread.
+pub(crate) fn to_be_read() -> SysResult<OwnedFd> {
+    FILE.reopen_to_read()
 }
 
-/// A forked child has not inherited the mapping, and counts from the start.
-pub(crate) fn forget_after_fork() {
+/// Nothing is counted any more: a forked child has not inherited the mapping, and counts from the start.
+pub(crate) fn forget() {
     HEAD_AT.store(core::ptr::null_mut(), Ordering::Release);
-    FILE.close_after_fork();
+    FILE.forget();
 }
 
 /// What this process has counted.

@@ -17,7 +17,7 @@ use crate::sys::{Errno, SysResult};
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::os::fd::BorrowedFd;
 
-/// The memfd behind all of it, from the first use in a process on.
+/// The memfd behind all of it, in the table of the service thread, from the first use in a process on.
 static FILE: Kept = Kept::none();
 /// Bytes of the sparse file.
 const SIZE: u64 = 1 << 46;
@@ -33,16 +33,14 @@ fn file() -> SysResult<BorrowedFd<'static>> {
         let new = rustix::fs::memfd_create(c"rmap-own", rustix::fs::MemfdFlags::CLOEXEC)?;
         // Never grown again: two threads that did so at once could shrink it.
         rustix::fs::ftruncate(&new, SIZE)?;
-        LOWEST.store(SCRATCH, Ordering::Relaxed);
-        // The caller holds the lock of the process context, so nobody else is here.
         FILE.keep(new)?;
     }
     FILE.get().ok_or(Errno::BADF)
 }
 
-/// The file that marks own memory in the maps.
-pub(crate) fn file_id() -> SysResult<FileId> {
-    FileId::of(file()?)
+/// The file that marks own memory in the maps, if there is any.
+pub(crate) fn file_id() -> Option<FileId> {
+    FILE.file()
 }
 
 /// A piece of own memory: zeroed, page-aligned, unmapped when dropped.
@@ -85,9 +83,16 @@ impl Drop for OwnMemory {
     }
 }
 
-/// Forgets everything in a forked child, which did not inherit the mappings.
-pub(crate) fn forget_after_fork() {
-    FILE.close_after_fork();
+/// Forgets the file: its descriptor belongs to nobody any more. What comes next is in another.
+pub(crate) fn forget() {
+    FILE.forget();
+    LOWEST.store(SCRATCH, Ordering::Relaxed);
+}
+
+/// Closes the file, which nothing needs.
+pub(crate) fn close() {
+    FILE.close();
+    forget();
 }
 
 /// A file that may be written at [`SCRATCH`].
@@ -104,10 +109,10 @@ mod tests {
     #[test]
     fn pieces_are_not_mappings_each() {
         let pieces: Vec<_> = (0..64).map(|_| OwnMemory::new(PAGE).unwrap()).collect();
-        let (file, mut mappings) = (file_id().unwrap(), 0);
+        let mut mappings = 0;
         let count = |vma: &crate::sys::maps::Vma, _: &[u8]| {
             let shown = |piece: &OwnMemory| (vma.start..vma.end).contains(&piece.addr());
-            mappings += usize::from(vma.file == Some(file) && pieces.iter().any(shown));
+            mappings += usize::from(vma.file == file_id() && pieces.iter().any(shown));
             ControlFlow::Continue(())
         };
         Maps::new().unwrap().each_vma(count).unwrap();

@@ -1,6 +1,5 @@
 //! epoll and eventfd.
 
-use super::maps::FileId;
 use super::{Errno, SysResult, raw};
 use core::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -115,25 +114,14 @@ pub(crate) fn wait_for_any<const N: usize>(fds: [BorrowedFd<'_>; N]) {
     let _ = poll(&mut fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)), None);
 }
 
-/// A counter that wakes a [`Poller`].
+/// A counter that wakes a [`Poller`], of those who share its table of descriptors.
 #[derive(Debug)]
-pub(crate) struct Doorbell(OwnedFd, FileId);
+pub(crate) struct Doorbell(OwnedFd);
 
 impl Doorbell {
     pub(crate) fn new() -> SysResult<Self> {
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-        let fd = rustix::event::eventfd(0, flags)?;
-        let id = FileId::of(&fd)?;
-        Ok(Self(fd, id))
-    }
-
-    /// Whether the descriptor has not been closed by somebody else, and is not that of another file by now: of another kind, at least.
-    pub(crate) fn is_there(&self) -> bool {
-        FileId::of(&self.0) == Ok(self.1)
-    }
-
-    pub(crate) fn ring(&self) {
-        ring_raw(self.0.as_raw_fd());
+        Ok(Self(rustix::event::eventfd(0, flags)?))
     }
 
     pub(crate) fn clear(&self) {

@@ -179,10 +179,6 @@ impl Maps {
         Ok(Self { fd: procfs::open(c"/proc/thread-self/maps")?, supported: AtomicBool::new(true) })
     }
 
-    pub(crate) fn descriptor(&self) -> i32 {
-        self.fd.as_raw_fd()
-    }
-
     /// Calls `each` for every mapping with its path, in order of address. It must not ask for mappings in turn.
     pub(crate) fn each_vma(&self, each: impl FnMut(&Vma, &[u8]) -> ControlFlow<()>) -> SysResult<()> {
         each_vma(&self.fd, each)
@@ -334,10 +330,6 @@ pub(crate) struct Smaps(OwnedFd);
 impl Smaps {
     pub(crate) fn new() -> SysResult<Self> {
         Ok(Self(procfs::open(c"/proc/thread-self/smaps")?))
-    }
-
-    pub(crate) fn descriptor(&self) -> i32 {
-        self.0.as_raw_fd()
     }
 
     /// The attributes of the mapping that covers `addr`.

@@ -2,6 +2,7 @@
 //!
 //! The service thread runs on these alone: none of them allocates, takes a lock, or touches `errno`.
 
+pub(crate) mod bell;
 pub(crate) mod device;
 pub(crate) mod event;
 pub(crate) mod fd;
@@ -16,7 +17,6 @@ pub(crate) mod ptrace;
 pub(crate) mod raw;
 pub(crate) mod signal;
 pub(crate) mod socket;
-pub(crate) mod spare;
 pub(crate) mod sysv;
 pub(crate) mod thread;
 pub(crate) mod uffd;

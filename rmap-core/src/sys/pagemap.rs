@@ -77,10 +77,6 @@ impl Pagemap {
         Ok(Self { fd: procfs::open(c"/proc/thread-self/pagemap")?, scans: AtomicBool::new(true) })
     }
 
-    pub(crate) fn descriptor(&self) -> i32 {
-        self.fd.as_raw_fd()
-    }
-
     /// Calls `each` with start and end of every run of pages that exist, until it fails. Neighbours may come as two runs.
     pub(crate) fn each_run(
         &self,

@@ -1,7 +1,6 @@
 //! Small reads of `/proc`, without allocation. The address space is read through `/proc/thread-self`: where the first thread of a
 //! process has ended, `/proc/self` shows none.
 
-use super::spare::{self, Temporary};
 use super::{Errno, SysResult};
 use core::ffi::CStr;
 use core::fmt::Write;
@@ -39,19 +38,14 @@ impl Write for PathBuffer {
     }
 }
 
-/// Opens `path` for reading, for good.
+/// Opens `path` for reading.
 pub(crate) fn open(path: &CStr) -> SysResult<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Opens `path` for reading, for a moment.
-pub(crate) fn look_into(path: &CStr) -> SysResult<Temporary> {
-    spare::instead_of_one(|| open(path)).map(Temporary::from)
-}
-
 /// Reads the start of the file at `path`; returns the bytes read.
 pub(crate) fn read_small<'a>(path: &CStr, buffer: &'a mut [u8]) -> SysResult<&'a [u8]> {
-    let fd = look_into(path)?;
+    let fd = open(path)?;
     let mut filled = 0;
     while filled < buffer.len() {
         match rustix::io::read(&fd, &mut buffer[filled..]) {

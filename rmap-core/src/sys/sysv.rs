@@ -2,7 +2,7 @@
 
 use super::maps::Maps;
 use super::memory::{self, PAGE};
-use super::{Errno, SysResult, raw, spare};
+use super::{Errno, SysResult, raw};
 
 /// Who may use a segment, and how large it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(crate) unsafe fn map_over(
 ) -> SysResult<()> {
     let total = info(id)?.bytes.next_multiple_of(PAGE);
     let flags = if writable { 0 } else { libc::SHM_RDONLY as usize };
-    let maps = spare::instead_of_one(Maps::new)?;
+    let maps = Maps::new()?;
     // SAFETY: address 0 lets the kernel choose a free place.
     let at = unsafe { raw::syscall(libc::SYS_shmat, [id as usize, 0, flags, 0, 0, 0]) }?;
     // It ends with a page, which may be a huge one.

@@ -6,25 +6,28 @@ use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// Starts a detached thread on `stack`, with every signal blocked and on any core the process may use.
+/// A thread of this process that has been started.
+#[derive(Debug)]
+pub(crate) struct Started(libc::pthread_t);
+
+/// Starts a thread on `stack`, with every signal blocked.
 ///
 /// # Safety
-/// The stack must be mapped, unused, and stay so for as long as the process lives.
+/// The stack must be mapped, unused, and stay so for as long as the thread lives.
 pub(crate) unsafe fn spawn(
     stack: usize,
     len: usize,
     entry: extern "C" fn(*mut c_void) -> *mut c_void,
     argument: *mut c_void,
-) -> SysResult<()> {
+) -> SysResult<Started> {
+    let mut thread: libc::pthread_t = 0;
     // SAFETY: plain libc calls on local objects; the stack is the caller's promise. The mask of the calling
     // thread is restored, the new thread inherits the full one.
     let result = unsafe {
         let mut attributes: libc::pthread_attr_t = core::mem::zeroed();
-        let mut thread: libc::pthread_t = 0;
         let mut all: libc::sigset_t = core::mem::zeroed();
         let mut before: libc::sigset_t = core::mem::zeroed();
         libc::pthread_attr_init(&mut attributes);
-        libc::pthread_attr_setdetachstate(&mut attributes, libc::PTHREAD_CREATE_DETACHED);
         libc::pthread_attr_setstack(&mut attributes, core::ptr::with_exposed_provenance_mut(stack), len);
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
@@ -33,7 +36,21 @@ pub(crate) unsafe fn spawn(
         libc::pthread_attr_destroy(&mut attributes);
         result
     };
-    if result == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(result)) }
+    if result == 0 { Ok(Started(thread)) } else { Err(Errno::from_raw_os_error(result)) }
+}
+
+impl Started {
+    /// Nobody asks after it any more.
+    pub(crate) fn detach(self) {
+        // SAFETY: it was started joinable, and is given up here.
+        unsafe { libc::pthread_detach(self.0) };
+    }
+
+    /// Waits for its end.
+    pub(crate) fn join(self) {
+        // SAFETY: as above.
+        unsafe { libc::pthread_join(self.0, core::ptr::null_mut()) };
+    }
 }
 
 /// Lets the calling thread run on every core that its process leader may use: MPI binds the thread that started

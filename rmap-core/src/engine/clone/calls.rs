@@ -3,13 +3,13 @@
 use super::protocol::Access;
 use super::slots::Slots;
 pub(crate) use super::slots::Ticket;
-use crate::error::{Error, Result};
-use crate::id::Id;
+use crate::error::{Error, Result, failed};
+use crate::id::{Endpoint, Id};
 use crate::own::OwnMemory;
 use crate::range::Range;
-use crate::sys::event::Doorbell;
-use crate::sys::{Errno, SysResult};
-use core::sync::atomic::{AtomicBool, Ordering};
+use crate::sys::SysResult;
+use crate::sys::bell::Bell;
+use crate::sys::fd::Lent;
 
 /// A request of the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +18,10 @@ pub(crate) enum Call {
     Offer { range: Range, mode: u32 },
     /// Stop sharing it.
     Withdraw { segment: u32 },
-    /// Get a permit, over the connection of this identity to the exporter, or over `socket`.
-    Open { segment: Id, access: Access, identity: u64, socket: Option<i32> },
+    /// Get a permit, over the connection of this identity to the exporter.
+    Open { segment: Id, access: Access, identity: u64 },
+    /// Take over a connection of this identity to an exporter, if there is none yet.
+    Connect { endpoint: Endpoint, identity: u64, socket: Lent },
     /// Ask whether a permit is good for anything.
     Check { grant: u32 },
     /// Give a permit back, with what was mapped by it.
@@ -28,7 +30,7 @@ pub(crate) enum Call {
     Map { grant: u32, remote: Range, place: Option<usize> },
     /// Give up what `Map` gave, the part that covers this address.
     Unmap { addr: usize },
-    /// Make all memory that a forked child copies private again, and keep it so; answered with the descriptors that the child must close.
+    /// Make all memory that a forked child copies private again, and keep it so.
     ForkBegin,
     /// The fork is over.
     ForkEnd,
@@ -48,11 +50,6 @@ pub(crate) enum Answer {
         range: Range,
     },
     Mapped(usize),
-    /// Where the numbers of the library's descriptors are, and how many.
-    Descriptors {
-        addr: usize,
-        count: usize,
-    },
 }
 
 const SLOTS: usize = 128;
@@ -63,22 +60,18 @@ type Board = Slots<Call, Result<Answer>, SLOTS>;
 #[derive(Debug)]
 pub(crate) struct Calls {
     memory: OwnMemory,
-    doorbell: Doorbell,
-    /// Nobody answers any more.
-    closed: AtomicBool,
+    bell: Bell,
 }
 
 impl Calls {
+    /// Calls for the calling thread to serve.
     pub(crate) fn new() -> SysResult<Self> {
-        Ok(Self {
-            memory: OwnMemory::new(size_of::<Board>())?,
-            doorbell: Doorbell::new()?,
-            closed: AtomicBool::new(false),
-        })
+        Ok(Self { memory: OwnMemory::new(size_of::<Board>())?, bell: Bell::of_this_thread()? })
     }
 
-    pub(crate) fn doorbell(&self) -> &Doorbell {
-        &self.doorbell
+    /// What wakes the thread that serves them.
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.bell
     }
 
     fn slots(&self) -> &Board {
@@ -90,25 +83,15 @@ impl Calls {
     /// Makes a call and waits for its answer.
     ///
     /// # Errors
-    /// Those of the call; and [`Error::Unsupported`] if the application has closed the library's descriptors.
+    /// Those of the call; and [`Error::OutOfResources`] if the service thread cannot be woken.
     pub(crate) fn post(&self, call: Call) -> Result<Answer> {
-        let gone = Error::Unsupported { what: "a descriptor of this library's own", errno: Errno::BADF };
-        if self.is_gone() {
-            return Err(gone);
-        }
-        self.slots().post(call, || self.doorbell.ring(), || self.is_gone()).unwrap_or(Err(gone))
-    }
-
-    fn is_gone(&self) -> bool {
-        if !self.closed.load(Ordering::Relaxed) && !self.doorbell.is_there() {
-            self.close();
-        }
-        self.closed.load(Ordering::Relaxed)
-    }
-
-    /// Nobody will answer any more: callers get an error, those that wait within a second.
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+        let mut rung = Ok(());
+        let ring = || {
+            rung = self.bell.ring();
+            rung.is_ok()
+        };
+        let answer = self.slots().post(call, ring);
+        answer.unwrap_or_else(|| rung.map_err(failed("tgkill")).and(Err(Error::NoSuchId)))
     }
 
     /// Takes a posted call. For the service thread.
@@ -130,27 +113,48 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use crate::sys::event;
+    use crate::sys::memory::{self, MapFlags, ProtFlags};
+    use crate::sys::thread;
+    use core::ffi::c_void;
+    use std::os::fd::AsFd;
+    use std::sync::mpsc::Sender;
+
+    const THE_LAST: Call = Call::ForkEnd;
+
+    extern "C" fn serve(sender: *mut c_void) -> *mut c_void {
+        // SAFETY: what the test passes.
+        let sender = unsafe { Box::from_raw(sender.cast::<Sender<&'static Calls>>()) };
+        let calls: &'static Calls = Box::leak(Box::new(Calls::new().unwrap()));
+        sender.send(calls).unwrap();
+        loop {
+            event::wait_for_any([calls.bell().as_fd()]);
+            calls.bell().clear();
+            while let Some((ticket, call)) = calls.take() {
+                match call {
+                    Call::Withdraw { segment } => calls.answer(ticket, Ok(Answer::Segment(segment))),
+                    call => {
+                        assert_eq!(call, THE_LAST);
+                        calls.answer(ticket, Ok(Answer::Done));
+                        return core::ptr::null_mut();
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_caller_gets_its_own_answer_even_when_slots_run_out() {
-        let calls = Arc::new(Calls::new().unwrap());
-        let stop = Arc::new(AtomicBool::new(false));
-        let service = {
-            let (calls, stop) = (calls.clone(), stop.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Acquire) {
-                    while let Some((ticket, call)) = calls.take() {
-                        let Call::Withdraw { segment } = call else { panic!("{call:?}") };
-                        calls.answer(ticket, Ok(Answer::Segment(segment)));
-                    }
-                    std::thread::yield_now();
-                }
-            })
-        };
+        const STACK: usize = 256 << 10;
+        let (sender, receiver) = std::sync::mpsc::channel::<&'static Calls>();
+        let rw = ProtFlags::READ | ProtFlags::WRITE;
+        let stack = memory::map_anonymous(STACK, rw, MapFlags::empty()).unwrap();
+        let argument = Box::into_raw(Box::new(sender)).cast();
+        // SAFETY: the stack is fresh, and never unmapped.
+        let service = unsafe { thread::spawn(stack, STACK, serve, argument) }.unwrap();
+        let calls = receiver.recv().unwrap();
         let callers: Vec<_> = (0..2 * SLOTS as u32)
             .map(|n| {
-                let calls = calls.clone();
                 std::thread::spawn(move || {
                     for k in 0..20 {
                         let segment = n * 1000 + k;
@@ -162,7 +166,15 @@ mod tests {
         for caller in callers {
             caller.join().unwrap();
         }
-        stop.store(true, Ordering::Release);
-        service.join().unwrap();
+        assert_eq!(calls.post(THE_LAST), Ok(Answer::Done));
+        service.join();
+        // Nobody is there to be woken, once the kernel is through with the thread.
+        while calls.bell().ring().is_ok() {
+            std::thread::yield_now();
+        }
+        for _ in 0..2 * SLOTS {
+            let refused = calls.post(THE_LAST);
+            assert_eq!(refused, Err(failed("tgkill")(crate::sys::Errno::SRCH)));
+        }
     }
 }

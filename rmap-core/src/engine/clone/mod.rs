@@ -26,22 +26,19 @@ pub use surveyor::{Process, Silence, processes};
 
 use super::{Access, Engine, Opened, protocol, rendezvous, rights};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, failed};
 use crate::id::{Endpoint, Id};
 use crate::range::Range;
+use crate::sys::fd::Lent;
 use crate::sys::memory::PAGE;
 use calls::{Answer, Call};
-use core::sync::atomic::{AtomicUsize, Ordering};
 use service::Running;
 use std::hash::{Hash, Hasher};
-use std::os::fd::IntoRawFd;
 
 /// The engine of this process.
 #[derive(Debug)]
 pub(crate) struct CloneEngine {
     service: Running,
-    /// Between `before_fork` and the end of the fork: where the child finds what to close.
-    inherited: (AtomicUsize, AtomicUsize),
 }
 
 fn unexpected() -> Error {
@@ -65,8 +62,7 @@ impl CloneEngine {
     /// # Errors
     /// [`Error::Unsupported`] where the kernel does not offer what it needs.
     pub(crate) fn start(config: Config) -> Result<Self> {
-        let service = service::start(config)?;
-        Ok(Self { service, inherited: (AtomicUsize::new(0), AtomicUsize::new(0)) })
+        service::start(config).map(|service| Self { service })
     }
 
     fn done(&self, call: Call) -> Result<()> {
@@ -99,16 +95,19 @@ impl Engine for CloneEngine {
             Access::ReadWrite => protocol::Access::ReadWrite,
         };
         let identity = identity();
-        let mut socket = None;
+        let endpoint = segment.endpoint();
         loop {
-            match self.service.calls.post(Call::Open { segment, access, identity, socket })? {
+            match self.service.calls.post(Call::Open { segment, access, identity })? {
                 Answer::Granted { grant, range } => return Ok(Opened { grant, range }),
-                // The application's thread connects: that may wait, and carries its credentials.
-                Answer::NeedSocket if socket.is_none() => {
-                    socket = Some(rendezvous::connect(segment.endpoint())?.into_raw_fd());
+                // Or not any more: another thread may have given the last permit back in between.
+                Answer::NeedSocket => {
+                    // The application's thread connects: that may wait, and carries its credentials.
+                    let fd = rendezvous::connect(endpoint)?;
+                    let socket = Lent::by_this_thread(&fd).map_err(failed("fstat"))?;
+                    let connected = self.done(Call::Connect { endpoint, identity, socket });
+                    socket.end(fd);
+                    connected?;
                 }
-                // The exporter has gone in between.
-                Answer::NeedSocket => return Err(Error::NoSuchId),
                 _ => return Err(unexpected()),
             }
         }
@@ -152,24 +151,13 @@ impl Engine for CloneEngine {
     }
 
     fn before_fork(&'static self) {
-        let (addr, count) = match self.service.calls.post(Call::ForkBegin) {
-            Ok(Answer::Descriptors { addr, count }) => (addr, count),
-            _ => (0, 0),
-        };
-        self.inherited.0.store(addr, Ordering::Relaxed);
-        self.inherited.1.store(count, Ordering::Relaxed);
+        // If it fails, the log says so.
+        let _ = self.done(Call::ForkBegin);
     }
 
     fn after_fork_in_parent(&self) {
         let _ = self.done(Call::ForkEnd);
     }
 
-    fn after_fork_in_child(&self) {
-        let addr = self.inherited.0.load(Ordering::Relaxed);
-        let count = self.inherited.1.load(Ordering::Relaxed);
-        if addr != 0 {
-            service::close_inherited(addr, count);
-        }
-        crate::sys::spare::forget_after_fork();
-    }
+    fn after_fork_in_child(&self) {}
 }

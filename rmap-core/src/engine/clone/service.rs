@@ -2,11 +2,13 @@
 //!
 //! It must make progress while any other thread sleeps in a fault or holds any lock: if it stopped, the application's next `munmap` of adopted
 //! memory would sleep for ever. So it allocates nothing, takes no lock, uses no standard stream and no thread-local storage
-//! but its own `errno`; what it keeps is in own memory, and it stores to nothing else.
+//! but its own `errno`; what it keeps is in own memory, and it stores to nothing else. Its table of descriptors is its own: the
+//! application can neither close what is in there nor use it up, and a child that is forked does not get it.
 
 use super::calls::{Answer, Call, Calls, Ticket};
 use super::exporter::Exporter;
 use super::exporter::freeze::Freezer;
+use super::handed::Handed;
 use super::importer::Importer;
 use super::windows::Windows;
 use crate::config::Config;
@@ -14,16 +16,18 @@ use crate::counters::{self, Cell, sheet};
 use crate::engine::{Kind, rendezvous};
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
-use crate::log::log;
-use crate::own::{OwnMemory, OwnVec};
+use crate::log::{self, log};
+use crate::own::{self, OwnMemory};
 use crate::range::Range;
 use crate::sys::event::{Doorbell, Poller, Ready};
+use crate::sys::futex::{self, Word};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
-use crate::sys::spare::{self, Spares};
-use crate::sys::{Errno, SysResult, event, procfs, socket, thread};
+use crate::sys::{Errno, SysResult, event, fd, procfs, socket, thread};
 use core::ffi::c_void;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use core::sync::atomic::Ordering;
+use std::os::fd::{AsFd, OwnedFd};
 
+const BELL: u64 = 7 << 32;
 const DOORBELL: u64 = 1 << 32;
 const LISTENER: u64 = 2 << 32;
 const WATCHER: u64 = 3 << 32;
@@ -38,14 +42,14 @@ const STACK: usize = 512 << 10;
 struct Service {
     endpoint: Endpoint,
     listener: OwnedFd,
-    /// Why nobody can be let in now.
-    deaf: Option<Errno>,
+    /// Nobody can be let in now.
+    deaf: bool,
     poller: Poller,
+    /// Rung by siblings.
+    doorbell: Doorbell,
     calls: &'static Calls,
     exporter: Exporter,
     importer: Importer,
-    /// Numbers of descriptors, for the child of a fork under way.
-    fork: Option<(usize, usize)>,
 }
 
 /// The application's side of a running service.
@@ -84,7 +88,15 @@ pub(crate) fn probe(config: Config) -> Result<()> {
             Errno::BUSY,
         ));
     }
-    Importer::new(config)?;
+    let probed = probe_kernel(config);
+    // The descriptors so far are the application's; those of the service thread will be its own.
+    own::close();
+    probed
+}
+
+fn probe_kernel(config: Config) -> Result<()> {
+    let missing = |what| move |errno| Error::Unsupported { what, errno };
+    Importer::probe()?;
     let mut exporter = Exporter::new(config)?;
     let doorbell = Doorbell::new().map_err(missing("eventfd"))?;
     let poller = Poller::new().map_err(missing("epoll"))?;
@@ -96,8 +108,22 @@ pub(crate) fn probe(config: Config) -> Result<()> {
 
 /// Stops the threads of this process for a moment, if that can be done.
 pub(crate) fn probe_stopping() -> SysResult<()> {
+    let stopped = stop_for_a_moment();
+    own::close();
+    stopped
+}
+
+fn stop_for_a_moment() -> SysResult<()> {
     let (mut freezer, doorbell) = (Freezer::new()?, Doorbell::new()?);
     freezer.probe(&doorbell, || event::wait_for_any([doorbell.as_fd()]))
+}
+
+/// What the thread that starts the service thread waits for.
+struct Start {
+    config: Config,
+    stack: (usize, usize),
+    outcome: Handed<Result<Running>>,
+    done: Word,
 }
 
 /// Starts the service thread of this process.
@@ -105,46 +131,91 @@ pub(crate) fn probe_stopping() -> SysResult<()> {
 /// # Errors
 /// [`Error::Unsupported`] where the kernel does not offer what the engine needs.
 pub(crate) fn start(config: Config) -> Result<Running> {
+    // Not own memory, which a forked child does not have: glibc keeps the thread's descriptor on the stack, and visits it in
+    // the child. Guard pages on both sides keep the kernel from joining it with memory that is adopted.
+    const LEN: usize = STACK + 2 * PAGE;
+    let all = memory::map_anonymous(LEN, ProtFlags::empty(), MapFlags::NORESERVE).map_err(failed("mmap"))?;
+    let stack = all + PAGE;
+    let order = Start { config, stack: (stack, STACK), outcome: Handed::new(), done: Word::new(0) };
+    let argument = core::ptr::from_ref(&order).cast_mut().cast();
+    // SAFETY: fresh memory; nothing runs on it yet, and it is unmapped below at the earliest. The thread uses the order only until it says
+    // that it is done.
+    let started = unsafe {
+        memory::protect(stack, STACK, ProtFlags::READ | ProtFlags::WRITE)
+            .map_err(failed("mprotect"))
+            .and_then(|()| thread::spawn(stack, STACK, main, argument).map_err(failed("pthread_create")))
+    };
+    let outcome = started.and_then(|thread| {
+        while order.done.load(Ordering::Acquire) == 0 {
+            futex::wait(&order.done, 0, None);
+        }
+        // SAFETY: the thread has put it in, and is done with the order.
+        let outcome = unsafe { order.outcome.take() };
+        if outcome.is_ok() {
+            thread.detach()
+        } else {
+            thread.join()
+        }
+        outcome
+    });
+    if outcome.is_err() {
+        // SAFETY: no thread has come to life on it, or it has ended.
+        let _ = unsafe { memory::unmap(all, LEN) };
+    }
+    outcome
+}
+
+/// Makes everything that the service thread needs, for the calling thread to be it.
+fn set_up(config: Config, stack: (usize, usize)) -> Result<(&'static mut Service, Running)> {
+    let missing = |what| move |errno| Error::Unsupported { what, errno };
+    let table = fd::leave_shared_table(log::enabled(log::Level::Error));
+    table.map_err(missing("a table of descriptors for one thread (close_range, Linux 5.9)"))?;
+    let mut exporter = Exporter::new(config)?;
+    exporter.keep_out(stack.0, stack.1);
+    let doorbell = Doorbell::new().map_err(missing("eventfd"))?;
     sheet::start()?;
-    let exporter = Exporter::new(config)?;
-    let importer = Importer::new(config)?;
-    let windows = importer.kept_windows();
-    let calls = Calls::new().map_err(failed("mmap"))?;
-    let calls: &'static Calls = place_in_own_memory(calls)?;
-    let spares: &'static Spares = place_in_own_memory(Spares::new(calls.doorbell().as_fd()))?;
-    spares.install();
     let (endpoint, listener) = rendezvous::listen(Kind::Clone)?;
     sheet::set_endpoint(endpoint.to_raw());
     let poller = Poller::new().map_err(failed("epoll_create"))?;
-    let watched =
-        [(calls.doorbell().as_fd(), DOORBELL), (listener.as_fd(), LISTENER), (exporter.watcher(), WATCHER)];
+    let calls = Calls::new().map_err(missing("signalfd"))?;
+    let importer = Importer::new(config)?;
+    let windows = importer.kept_windows();
+    let calls: &'static Calls = place_in_own_memory(calls)?;
+    let watched = [
+        (calls.bell().as_fd(), BELL),
+        (doorbell.as_fd(), DOORBELL),
+        (listener.as_fd(), LISTENER),
+        (exporter.watcher(), WATCHER),
+    ];
     for (fd, token) in watched.into_iter().chain(importer.reporters().map(|fd| (fd, TRAP))) {
         poller.add(fd, token).map_err(failed("epoll_ctl"))?;
     }
-    let service = Service { endpoint, listener, deaf: None, poller, calls, exporter, importer, fork: None };
-    let service = place_in_own_memory(service)?;
-    // Not own memory, which a forked child does not have: glibc keeps the thread's descriptor on the stack, and visits it in
-    // the child. Guard pages on both sides keep the kernel from joining it with memory that is adopted.
-    let stack = memory::map_anonymous(STACK + 2 * PAGE, ProtFlags::empty(), MapFlags::NORESERVE)
-        .map_err(failed("mmap"))?;
-    // SAFETY: fresh memory; nothing runs on it yet, and it is never unmapped.
-    unsafe {
-        memory::protect(stack + PAGE, STACK, ProtFlags::READ | ProtFlags::WRITE)
-            .map_err(failed("mprotect"))?;
-        service.exporter.keep_out(stack + PAGE, STACK);
-        thread::spawn(stack + PAGE, STACK, main, core::ptr::from_mut(service).cast())
-            .map_err(failed("pthread_create"))?;
-    }
-    Ok(Running { endpoint, calls, windows })
+    let service = Service { endpoint, listener, deaf: false, poller, doorbell, calls, exporter, importer };
+    Ok((place_in_own_memory(service)?, Running { endpoint, calls, windows }))
 }
 
-extern "C" fn main(service: *mut c_void) -> *mut c_void {
+extern "C" fn main(order: *mut c_void) -> *mut c_void {
     thread::widen_affinity();
-    spare::claim();
-    let _ = spare::refill();
-    // SAFETY: `start` passes the service, which nobody else refers to and which is never freed.
-    let service = unsafe { &mut *service.cast::<Service>() };
-    service.run()
+    // SAFETY: `start` passes its order, and waits until this is done with it.
+    let order = unsafe { &*order.cast::<Start>() };
+    let (service, outcome) = match set_up(order.config, order.stack) {
+        Ok((service, running)) => (Some(service), Ok(running)),
+        Err(error) => (None, Err(error)),
+    };
+    if outcome.is_err() {
+        // The table goes with this thread.
+        own::forget();
+        sheet::forget();
+    }
+    // SAFETY: nobody else uses it before this is done.
+    unsafe { order.outcome.put(outcome) };
+    order.done.store(1, Ordering::Release);
+    // The order may be gone: that wakes at worst somebody who sleeps on something else there, which all who do must expect.
+    futex::wake(&order.done);
+    match service {
+        Some(service) => service.run(),
+        None => core::ptr::null_mut(),
+    }
 }
 
 impl Service {
@@ -154,7 +225,7 @@ impl Service {
             let patience =
                 self.importer.check_patience(self.calls).into_iter().chain(self.exporter.patience());
             let patience = patience.min();
-            let deaf = self.deaf.is_some();
+            let was_deaf = self.deaf;
             let mut ready = [None; 32];
             let mut count = 0;
             let waited = self.poller.wait(patience, |event| {
@@ -163,10 +234,7 @@ impl Service {
                     count += 1;
                 }
             });
-            if let Err(errno) = waited {
-                if errno != Errno::INTR {
-                    self.stop(errno);
-                }
+            if waited.is_err() {
                 continue;
             }
             // Revocation first: a thread of the application is held until it is done.
@@ -182,8 +250,8 @@ impl Service {
             for event in ready.iter().flatten().filter(|event| knocking(event)) {
                 self.dispatch(event);
             }
-            if let Some(ticket) = self.exporter.step(self.calls) {
-                self.release_fork(ticket);
+            if let Some(ticket) = self.exporter.step(self.calls, &self.doorbell) {
+                self.calls.answer(ticket, Ok(Answer::Done));
             }
             self.exporter.catch_up_clients(&self.poller, CLIENT);
             self.exporter.mind_importers(self.calls, &self.poller, WATCHER);
@@ -191,7 +259,7 @@ impl Service {
                 self.survey();
                 self.exporter.answer_surveys();
             }
-            self.take_stock(deaf);
+            self.listen_again(was_deaf);
         }
     }
 
@@ -201,40 +269,26 @@ impl Service {
         self.importer.survey_self();
     }
 
-    /// The application has closed the library's descriptors, or has its own in their places: nothing can be done any more, and none of them may
-    /// be touched. Calls fail from now on, and importers see an exporter that has ended.
-    fn stop(&self, errno: Errno) -> ! {
-        log!(
-            Error,
-            "epoll_wait: {errno}: the process has closed the library's descriptors, and is not served any more"
-        );
-        self.calls.close();
-        self.exporter.ends();
-        thread::sleep_for_ever()
-    }
-
-    /// Makes up for the spare descriptors of this round, and lets others in again: if descriptors are free now, or if something has
-    /// happened since that was impossible for another reason.
-    fn take_stock(&mut self, deaf: bool) {
-        let whole = spare::refill().is_ok();
-        let hopeful = self.deaf.is_some_and(|errno| deaf || errno == Errno::MFILE);
-        if hopeful && whole && self.poller.add(&self.listener, LISTENER).is_ok() {
-            self.deaf = None;
+    /// Lets others in again, when something has happened since that was impossible.
+    fn listen_again(&mut self, was_deaf: bool) {
+        if self.deaf && was_deaf && self.poller.add(&self.listener, LISTENER).is_ok() {
+            self.deaf = false;
         }
     }
 
     /// Lets in who knocks. Without a free descriptor, a guest makes room.
     fn let_in(&mut self) {
         loop {
-            match socket::accept(&self.listener) {
+            let accepted = socket::accept(&self.listener);
+            match accepted.and_then(|accepted| accepted.map(fd::to_last).transpose()) {
                 Ok(Some(fd)) => return self.exporter.connected(fd, &self.poller, CLIENT),
                 Ok(None) => return,
-                Err(Errno::MFILE) if self.exporter.dismiss_guest() || spare::give_up_one() => {}
+                Err(Errno::MFILE) if self.exporter.dismiss_guest() => {}
                 Err(errno) => {
                     log!(Error, "accept: {errno}");
                     // It would be ready for ever.
                     self.poller.remove(&self.listener);
-                    self.deaf = Some(errno);
+                    self.deaf = true;
                     return;
                 }
             }
@@ -244,8 +298,9 @@ impl Service {
     fn dispatch(&mut self, event: &Ready) {
         let number = event.token as u32;
         match event.token & KIND {
-            DOORBELL => {
-                self.calls.doorbell().clear();
+            DOORBELL => self.doorbell.clear(),
+            BELL => {
+                self.calls.bell().clear();
                 while let Some((ticket, call)) = self.calls.take() {
                     self.serve(ticket, call);
                 }
@@ -284,6 +339,10 @@ impl Service {
             Call::Open { .. } => {
                 return self.importer.open(call, ticket, self.calls, &self.poller, HOST);
             }
+            Call::Connect { endpoint, identity, socket } => {
+                let connected = self.importer.connect(endpoint, identity, socket, &self.poller, HOST);
+                connected.map(|()| Answer::Done)
+            }
             Call::Check { grant } => {
                 self.importer.catch_up(grant, self.calls, &self.poller, HOST);
                 self.importer.check(grant).map(|()| Answer::Done)
@@ -319,17 +378,12 @@ impl Service {
             }
             Call::ForkBegin => {
                 counters::count(Cell::Forks);
-                if let Some(ticket) = self.exporter.fork_begins(ticket) {
-                    self.release_fork(ticket);
+                if self.exporter.fork_begins(ticket).is_none() {
+                    return;
                 }
-                return;
+                Ok(Answer::Done)
             }
             Call::ForkEnd => {
-                if let Some((addr, len)) = self.fork.take() {
-                    // SAFETY: made for the child of this fork, which has its own by now.
-                    let _ = unsafe { memory::unmap(addr, len) };
-                }
-                spare::fork_is_over();
                 self.exporter.fork_ends();
                 Ok(Answer::Done)
             }
@@ -345,50 +399,4 @@ impl Service {
         let exporter = &mut self.exporter;
         self.importer.take_removed(|range| exporter.note_own_window(range, false));
     }
-
-    /// The memory is private again: the caller may fork, and its child learns which descriptors to close.
-    fn release_fork(&mut self, ticket: Ticket) {
-        let answer = self.list_descriptors().map_err(failed("mmap"));
-        self.calls.answer(ticket, answer);
-    }
-
-    fn list_descriptors(&mut self) -> SysResult<Answer> {
-        let mut numbers: OwnVec<i32> = OwnVec::new();
-        let mut result = Ok(());
-        let mut note = |fd| {
-            if result.is_ok() {
-                result = numbers.push(fd);
-            }
-        };
-        note(self.listener.as_raw_fd());
-        note(self.poller.as_fd().as_raw_fd());
-        note(self.calls.doorbell().as_fd().as_raw_fd());
-        spare::each_descriptor(&mut note);
-        self.exporter.each_descriptor(&mut note);
-        self.importer.each_descriptor(&mut note);
-        result?;
-        // Private memory: a child inherits that. Nothing is adopted while a fork is under way.
-        let len = (numbers.len() * size_of::<i32>()).next_multiple_of(PAGE);
-        let addr = memory::map_anonymous(len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::empty())?;
-        let to: *mut i32 = core::ptr::with_exposed_provenance_mut(addr);
-        // SAFETY: fresh memory with room for the numbers.
-        unsafe { core::ptr::copy_nonoverlapping(numbers.as_ptr(), to, numbers.len()) };
-        self.fork = Some((addr, len));
-        Ok(Answer::Descriptors { addr, count: numbers.len() })
-    }
-}
-
-/// Closes what a forked child has inherited of the service.
-pub(crate) fn close_inherited(addr: usize, count: usize) {
-    let from: *const i32 = core::ptr::with_exposed_provenance(addr);
-    for index in 0..count {
-        // SAFETY: the parent's service thread wrote `count` numbers there before the fork, of descriptors that
-        // nothing in the child refers to.
-        unsafe {
-            let fd = from.add(index).read();
-            drop(<OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd));
-        }
-    }
-    // SAFETY: the list has been read.
-    let _ = unsafe { memory::unmap(addr, (count * size_of::<i32>()).next_multiple_of(PAGE)) };
 }

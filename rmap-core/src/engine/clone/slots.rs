@@ -9,7 +9,6 @@
 use super::handed::Handed;
 use crate::sys::futex::{self, Word};
 use core::sync::atomic::Ordering;
-use core::time::Duration;
 
 const FREE: u32 = 0;
 const CLAIMED: u32 = 1;
@@ -17,13 +16,10 @@ const POSTED: u32 = 2;
 const TAKEN: u32 = 3;
 const DONE: u32 = 4;
 
-/// How often a caller that waits looks whether the other side is there at all: it has no event for its end.
-const NOW_AND_THEN: Duration = Duration::from_secs(1);
-
 #[repr(align(128))]
 struct Slot<C, A> {
-    /// Says whose the other two are: of the caller that has CLAIMED it, of the other side while it is POSTED or TAKEN, of the caller
-    /// again when DONE.
+    /// Says whose the other two are: of the caller that has CLAIMED it, of the other side while it is TAKEN, of the caller
+    /// again when DONE. POSTED, it is of whoever changes that first.
     state: Word,
     call: Handed<C>,
     answer: Handed<A>,
@@ -52,53 +48,61 @@ impl<C, A, const COUNT: usize> Default for Slots<C, A, COUNT> {
 }
 
 impl<C, A, const COUNT: usize> Slots<C, A, COUNT> {
-    /// Makes a call and waits for its answer. `ring` tells the other side. `None` if `is_gone` finds, now and then, that nobody is
-    /// there to answer: the slot is not used again then.
-    pub(crate) fn post(&self, call: C, ring: impl FnOnce(), is_gone: impl Fn() -> bool) -> Option<A> {
-        let slot = self.claim(&is_gone)?;
+    /// Makes a call and waits for its answer. `ring` tells the other side; `None` if it cannot, and the call has not been taken.
+    pub(crate) fn post(&self, call: C, ring: impl FnOnce() -> bool) -> Option<A> {
+        let slot = self.claim();
         // SAFETY: the slot is CLAIMED, by this thread.
         unsafe { slot.call.put(call) };
         slot.state.store(POSTED, Ordering::Release);
-        ring();
+        let taken_back =
+            || slot.state.compare_exchange(POSTED, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        if !ring() && taken_back() {
+            // SAFETY: the slot is CLAIMED again, and the call was put in before.
+            drop(unsafe { slot.call.take() });
+            self.give_back(slot);
+            return None;
+        }
         loop {
             let state = slot.state.load(Ordering::Acquire);
             if state == DONE {
                 break;
             }
-            if futex::wait(&slot.state, state, Some(NOW_AND_THEN)) && is_gone() {
-                return None;
-            }
+            futex::wait(&slot.state, state, None);
         }
         // SAFETY: the slot is DONE: the answer was put in before, and the other side does not come back to it.
         let answer = unsafe { slot.answer.take() };
-        slot.state.store(FREE, Ordering::Release);
-        self.freed.fetch_add(1, Ordering::Release);
-        futex::wake(&self.freed);
+        self.give_back(slot);
         Some(answer)
     }
 
-    fn claim(&self, is_gone: &impl Fn() -> bool) -> Option<&Slot<C, A>> {
+    fn give_back(&self, slot: &Slot<C, A>) {
+        slot.state.store(FREE, Ordering::Release);
+        self.freed.fetch_add(1, Ordering::Release);
+        futex::wake(&self.freed);
+    }
+
+    fn claim(&self) -> &Slot<C, A> {
         loop {
             let freed = self.freed.load(Ordering::Acquire);
             for slot in &self.slots {
                 if slot.state.compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                    return Some(slot);
+                    return slot;
                 }
             }
-            if futex::wait(&self.freed, freed, Some(NOW_AND_THEN)) && is_gone() {
-                return None;
-            }
+            futex::wait(&self.freed, freed, None);
         }
     }
 
     /// Takes a posted call. For one thread only.
     pub(crate) fn take(&self) -> Option<(Ticket, C)> {
-        let posted = |slot: &Slot<C, A>| slot.state.load(Ordering::Acquire) == POSTED;
-        let index = self.slots.iter().position(posted)?;
-        let slot = &self.slots[index];
-        // SAFETY: the slot is POSTED: its caller has put the call in, and waits.
-        let call = unsafe { slot.call.take() };
-        slot.state.store(TAKEN, Ordering::Relaxed);
+        let taken = |slot: &Slot<C, A>| {
+            slot.state.load(Ordering::Relaxed) == POSTED
+                // Its caller may take the call back at this moment.
+                && slot.state.compare_exchange(POSTED, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        };
+        let index = self.slots.iter().position(taken)?;
+        // SAFETY: the slot is TAKEN: its caller has put the call in, and waits.
+        let call = unsafe { self.slots[index].call.take() };
         Some((Ticket(index), call))
     }
 

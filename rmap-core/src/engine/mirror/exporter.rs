@@ -144,6 +144,7 @@ impl Exporter {
             memory::protect(stack + PAGE, STACK, ProtFlags::READ | ProtFlags::WRITE)
                 .map_err(failed("mprotect"))?;
             thread::spawn(stack + PAGE, STACK, main, core::ptr::from_ref(exporter).cast_mut().cast())
+                .map(thread::Started::detach)
                 .map_err(failed("pthread_create"))?;
         }
         Ok(exporter)

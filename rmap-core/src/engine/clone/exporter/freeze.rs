@@ -168,10 +168,6 @@ impl Freezer {
         }
     }
 
-    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
-        each(self.tasks.as_raw_fd());
-    }
-
     pub(crate) fn progress(&self) -> Progress {
         if self.sibling.is_none() {
             return Progress::Idle;

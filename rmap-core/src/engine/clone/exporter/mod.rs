@@ -34,7 +34,7 @@ use crate::sys::event::{Doorbell, Poller};
 use crate::sys::maps::{Attributes, FileId, Maps, Smaps, Vma};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
-use crate::sys::{Errno, SysResult, procfs, spare, thread};
+use crate::sys::{Errno, SysResult, procfs, thread};
 use adopt::{Backing, Origin};
 use client::Client;
 use core::ops::ControlFlow;
@@ -48,7 +48,7 @@ use object::{Object, Objects};
 use private_files::PrivateFiles;
 use staging::Stager;
 use status::Status;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use watch::Watchers;
 
 /// A range that others may attach.
@@ -366,11 +366,6 @@ impl Exporter {
         self.status.live_with_this_thread();
     }
 
-    /// Nobody follows the address space any more: importers must attach nothing new.
-    pub(crate) fn ends(&self) {
-        self.status.ends();
-    }
-
     /// Names memory that must never be adopted: the stack of the service thread.
     pub(crate) fn keep_out(&mut self, start: usize, len: usize) {
         self.kept_out = Range::new(start, len);
@@ -526,10 +521,7 @@ impl Exporter {
         }
         let stranger = client.uid() != rustix::process::geteuid().as_raw();
         let made = self.with_room(Some(number), |exporter| {
-            let serial = exporter.objects.for_domain(segment.range, false)?.serial;
-            // Whoever has a permit stays: not in place of a spare descriptor.
-            spare::refill().map_err(failed("fcntl"))?;
-            Ok(serial)
+            Ok(exporter.objects.for_domain(segment.range, false)?.serial)
         });
         let Some(index) = self.client(number) else { return Ok(()) };
         let client = &mut self.clients[index];
@@ -554,12 +546,12 @@ impl Exporter {
 
     /// Starts a freeze if something waits for one, and does what waits once everything stands. Returns the ticket of
     /// a fork that may go on.
-    pub(crate) fn step(&mut self, calls: &Calls) -> Option<Ticket> {
+    pub(crate) fn step(&mut self, calls: &Calls, doorbell: &Doorbell) -> Option<Ticket> {
         self.resume_postponed();
         loop {
             match self.freezer.progress() {
                 Progress::Idle if self.jobs.is_empty() || self.forking => return None,
-                Progress::Idle => match self.start_freeze(calls.doorbell().as_fd()) {
+                Progress::Idle => match self.start_freeze(doorbell.as_fd()) {
                     Ok(()) => return None,
                     Err(errno) => {
                         log!(Error, "cannot start the process that stops threads: {errno}");
@@ -753,26 +745,6 @@ impl Exporter {
     /// Whether the child has its copies, or there is no child.
     pub(crate) fn fork_ends(&mut self) {
         self.forking = false;
-    }
-
-    /// Calls `each` with every descriptor that a forked child must not keep.
-    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
-        for client in self.clients.iter() {
-            each(client.socket().as_raw_fd());
-        }
-        self.objects.each_descriptor(&mut each);
-        self.private_files.each_descriptor(&mut each);
-        for file in self.own_files.iter() {
-            each(file.as_raw_fd());
-        }
-        self.freezer.each_descriptor(&mut each);
-        self.watchers.each_descriptor(&mut each);
-        each(self.stager.descriptor().as_raw_fd());
-        each(self.tasks.as_raw_fd());
-        each(self.maps.descriptor());
-        each(self.smaps.descriptor());
-        self.status.each_descriptor(&mut each);
-        each(self.pagemap.descriptor());
     }
 }
 

@@ -9,7 +9,7 @@ use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::maps::{FileId, Vma};
 use crate::sys::{SysResult, fd, memory};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The name in `/proc/PID/maps`: `/memfd:rmap (deleted)`.
 pub(crate) const MAPS_PATH: &[u8] = b"/memfd:rmap (deleted)";
@@ -102,7 +102,8 @@ impl Objects {
             None => {
                 let fd = memory::sealed_memfd(c"rmap", self.size).map_err(failed("memfd_create"))?;
                 let writable = fd::reopen(&fd, true).map_err(failed("open of a memfd"))?;
-                let read_only = fd::reopen(&fd, false).map_err(failed("open of a memfd"))?;
+                let read_only = fd::reopen(&fd, false).and_then(fd::to_last);
+                let read_only = read_only.map_err(failed("open of a memfd"))?;
                 let file = FileId::of(&fd).map_err(failed("fstat"))?;
                 let serial = self.next_serial;
                 self.next_serial += 1;
@@ -117,14 +118,6 @@ impl Objects {
     /// Where addresses end.
     pub(crate) fn end(&self) -> usize {
         self.size as usize
-    }
-
-    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
-        for object in self.all.iter() {
-            each(object.fd.as_raw_fd());
-            each(object.writable.as_raw_fd());
-            each(object.read_only.as_raw_fd());
-        }
     }
 
     /// Closes the objects that `keep` refuses. Importers keep what they have mapped.

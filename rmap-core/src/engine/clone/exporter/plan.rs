@@ -64,7 +64,7 @@ pub(crate) fn plan(
     pagemap: &Pagemap,
 ) -> SysResult<Plan> {
     let vma = &mapping.vma;
-    if vma.file.is_some() && vma.file == file_id().ok() {
+    if vma.file.is_some() && vma.file == file_id() {
         return Ok(Plan::Hole("the library's own memory"));
     }
     if mapping.path() == status::MAPS_PATH {

@@ -10,7 +10,7 @@ use crate::range::Range;
 use crate::sys::maps::{FileId, Vma};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::{SysResult, fd};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Which file each such address showed.
 #[derive(Debug)]
@@ -70,12 +70,6 @@ impl PrivateFiles {
             if let Err(errno) = copy_file(fd, offset, object, span.range) {
                 log!(Error, "reading the file behind {}: {errno}", span.range);
             }
-        }
-    }
-
-    pub(super) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
-        for (_, fd) in self.open.iter() {
-            each(fd.as_raw_fd());
         }
     }
 }

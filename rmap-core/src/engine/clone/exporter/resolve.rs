@@ -13,10 +13,9 @@ use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::maps::{Attributes, Vma};
 use crate::sys::memory::{PAGE, ProtFlags};
-use crate::sys::spare::Temporary;
 use crate::sys::{SysResult, fd, thread};
 use core::time::Duration;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Why a page of hugetlb memory is a hole: it is mapped whole or not at all.
 const PART: &str = "part of a huge page";
@@ -43,7 +42,7 @@ enum Finding {
     InFile {
         range: Range,
         offset: u64,
-        fd: Temporary,
+        fd: OwnedFd,
         writable: bool,
     },
     /// In a System V segment.
@@ -444,7 +443,7 @@ impl Exporter {
         let writable = vma.prot.contains(ProtFlags::WRITE) && grant.access == Access::ReadWrite;
         let opened = fd::of_mapping(path, file, (vma.start, vma.end), writable);
         let fd = match opened {
-            Ok(fd) => Temporary::from(fd),
+            Ok(fd) => fd,
             Err(errno) if path.ends_with(b" (deleted)") => {
                 // No descriptor is to be had: as good as private, if nobody else has it.
                 if self.inherited.contains(&file) || plan::is_shared_with_others(range, &self.pagemap) {

@@ -17,7 +17,7 @@ use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult};
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// Less is copied sooner than a mapping is made.
 const SHORTEST: usize = 16 * PAGE;
@@ -43,10 +43,6 @@ impl Stager {
     /// What tells whether a page is pinned; `None` before Linux 6.8.
     pub(crate) fn mover(&self) -> Option<&Userfaultfd> {
         Some(&self.pages).filter(|pages| pages.moves_pages())
-    }
-
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.pages.as_fd()
     }
 
     /// Makes a staging area for `home`, whose pages the object does not have; `None` if that is not worth it, or there is no room.

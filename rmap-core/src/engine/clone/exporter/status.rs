@@ -10,7 +10,7 @@ use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::{fd, thread};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use rustix::fs::{MemfdFlags, SealFlags};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The name in `/proc/PID/maps`.
 pub(crate) const MAPS_PATH: &[u8] = b"/memfd:rmap-status (deleted)";
@@ -72,18 +72,9 @@ impl Status {
         self.word().fetch_add(1 << 32, Ordering::Release);
     }
 
-    /// Makes the mark that the kernel makes when the process dies.
-    pub(crate) fn ends(&self) {
-        self.word().fetch_or(u64::from(libc::FUTEX_OWNER_DIED), Ordering::Release);
-    }
-
     /// The descriptor for importers.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.read_only.as_fd()
-    }
-
-    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
-        each(self.read_only.as_raw_fd());
     }
 }
 

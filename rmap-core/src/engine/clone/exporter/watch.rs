@@ -12,7 +12,7 @@ use crate::sys::uffd::{Event, Userfaultfd};
 use crate::sys::{Errno, SysResult};
 use core::cell::{OnceCell, RefCell};
 use core::time::Duration;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 const MOST: usize = 32;
 
@@ -108,13 +108,6 @@ impl Watchers {
     /// Takes its oldest report: the thread that it is about goes on.
     pub(crate) fn read(&self, index: usize) -> SysResult<Option<Event>> {
         self.get(index)?.read()
-    }
-
-    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
-        each(self.ready.as_fd().as_raw_fd());
-        for watcher in self.all.iter().filter_map(OnceCell::get) {
-            each(watcher.as_fd().as_raw_fd());
-        }
     }
 }
 

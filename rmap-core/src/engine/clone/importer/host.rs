@@ -8,8 +8,8 @@ use crate::id::Endpoint;
 use crate::own::OwnVec;
 use crate::sys::event::Poller;
 use crate::sys::socket::{self, Peer};
-use crate::sys::{Errno, SysResult, spare};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use crate::sys::{Errno, SysResult, fd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// An object of the exporter's whose descriptor came with a message.
 #[derive(Debug)]
@@ -178,7 +178,6 @@ impl Host {
             return Ok(None);
         }
         let mut bytes = [0; protocol::SIZE + 1];
-        spare::make_room();
         match socket::receive(&self.socket, &mut bytes) {
             Err(Errno::AGAIN) => Ok(None),
             Err(errno) => Err(failed("recvmsg")(errno)),
@@ -204,6 +203,7 @@ impl Host {
     pub(crate) fn learn(&mut self, serial: u32, writable: bool, fd: OwnedFd) -> Result<()> {
         super::regular(&fd)?;
         if self.object(serial, writable).is_none() {
+            let fd = fd::to_last(fd).map_err(failed("recvmsg"))?;
             self.known.push(Known { serial, writable, fd }).map_err(failed("mmap"))?;
         }
         Ok(())
@@ -218,12 +218,5 @@ impl Host {
     pub(crate) fn object(&self, serial: u32, writable: bool) -> Option<BorrowedFd<'_>> {
         let known = self.known.iter().find(|known| known.serial == serial && known.writable == writable);
         known.map(|known| known.fd.as_fd())
-    }
-
-    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
-        each(self.socket.as_raw_fd());
-        for known in self.known.iter() {
-            each(known.fd.as_raw_fd());
-        }
     }
 }

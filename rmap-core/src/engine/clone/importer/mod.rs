@@ -27,7 +27,9 @@ use crate::own::{OwnVec, RangeTable};
 use crate::range::Range;
 use crate::sys::Errno;
 use crate::sys::event::Poller;
+use crate::sys::fd::{self, Lent};
 use crate::sys::maps::FileId;
+use crate::sys::socket;
 use crate::sys::thread;
 use crate::sys::uffd::Userfaultfd;
 use core::time::Duration;
@@ -35,7 +37,7 @@ use faults::Waiter;
 use host::Host;
 use signals::FaultSignals;
 use status::StatusPages;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use window::{Piece, Window};
 
 /// A permit that this process holds.
@@ -127,7 +129,9 @@ const LONG: Duration = Duration::from_secs(1);
 impl Importer {
     pub(crate) fn new(config: Config) -> Result<Self> {
         let missing = |what| move |errno| Error::Unsupported { what, errno };
-        let nothing = rustix::fs::memfd_create(c"rmap-nothing", rustix::fs::MemfdFlags::CLOEXEC);
+        let nothing = rustix::fs::memfd_create(c"rmap-nothing", rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(missing("memfd_create"))?;
+        let (trap, follower) = traps()?;
         // What the first attach would have to make room for.
         let (mut windows, mut removed) = (OwnVec::new(), OwnVec::new());
         windows.reserve(1).and_then(|()| removed.reserve(1)).map_err(failed("mmap"))?;
@@ -148,13 +152,17 @@ impl Importer {
             requests: OwnVec::new(),
             next_request: 1,
             waiters: OwnVec::new(),
-            trap: Userfaultfd::for_missing_pages()
-                .map_err(missing("userfaultfd for shared memory (Linux 5.11)"))?,
-            follower: Userfaultfd::for_unmapping().map_err(missing("userfaultfd for events (Linux 5.19)"))?,
+            trap,
+            follower,
             signals: FaultSignals::new().map_err(failed("mmap"))?,
             swapper: Errand::new(16 << 10).map_err(failed("mmap"))?,
-            nothing: nothing.map_err(missing("memfd_create"))?,
+            nothing,
         })
+    }
+
+    /// Tries what the kernel must have for it.
+    pub(crate) fn probe() -> Result<()> {
+        traps().map(drop)
     }
 
     /// What reports threads that touch a missing page, and windows that the application unmaps.
@@ -172,20 +180,11 @@ impl Importer {
 
     /// Asks for a permit. Answers now only if there is no connection yet.
     pub(crate) fn open(&mut self, call: Call, ticket: Ticket, calls: &Calls, poller: &Poller, token: u64) {
-        let Call::Open { segment, access, identity, socket } = call else {
+        let Call::Open { segment, access, identity } = call else {
             return;
         };
-        // SAFETY: the caller gives the descriptor away with the call.
-        let socket = socket.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-        let known =
-            |host: &Host| host.endpoint == segment.endpoint() && host.identity == identity && host.alive;
-        let number = match (self.hosts.iter().find(|host| known(host)), socket) {
-            (Some(host), _) => host.number,
-            (None, None) => return calls.answer(ticket, Ok(Answer::NeedSocket)),
-            (None, Some(socket)) => match self.connect(segment.endpoint(), identity, socket, poller, token) {
-                Ok(number) => number,
-                Err(error) => return calls.fail(ticket, error),
-            },
+        let Some(number) = self.connected(segment.endpoint(), identity) else {
+            return calls.answer(ticket, Ok(Answer::NeedSocket));
         };
         let kind = RequestKind::Get { ticket, access };
         let asked = self.ask(number, kind, poller, token, |request| Message::Get {
@@ -198,20 +197,36 @@ impl Importer {
         }
     }
 
-    fn connect(
+    /// The connection of this identity to an exporter.
+    fn connected(&self, endpoint: Endpoint, identity: u64) -> Option<u32> {
+        let known = |host: &&Host| host.endpoint == endpoint && host.identity == identity && host.alive;
+        self.hosts.iter().find(known).map(|host| host.number)
+    }
+
+    /// Takes over a connection to an exporter, if there is none of this identity.
+    pub(crate) fn connect(
         &mut self,
         endpoint: Endpoint,
         identity: u64,
-        socket: OwnedFd,
+        socket: Lent,
         poller: &Poller,
         token: u64,
-    ) -> Result<u32> {
+    ) -> Result<()> {
+        if self.connected(endpoint, identity).is_some() {
+            return Ok(());
+        }
         let number = self.next_host;
+        let socket = socket.take().or_else(|errno| match errno {
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM => Err(errno),
+            // It cannot be taken over. A connection of this thread's own carries the credentials of the process.
+            _ => socket::connect_at_once(&endpoint.name()),
+        });
+        let socket = socket.and_then(fd::to_last).map_err(failed("pidfd_getfd"))?;
         let host = Host::new(number, endpoint, identity, socket).map_err(failed("getsockopt"))?;
         poller.add(host.socket(), token | u64::from(number)).map_err(failed("epoll_ctl"))?;
         self.hosts.push(host).map_err(failed("mmap"))?;
         self.next_host += 1;
-        Ok(number)
+        Ok(())
     }
 
     /// Sends a request and remembers it.
@@ -600,17 +615,17 @@ impl Importer {
         }
         next
     }
+}
 
-    /// Calls `each` with every descriptor that a forked child must not keep.
-    pub(crate) fn each_descriptor(&self, mut each: impl FnMut(i32)) {
-        for host in self.hosts.iter() {
-            host.each_descriptor(&mut each);
-        }
-        for fd in self.reporters() {
-            each(fd.as_raw_fd());
-        }
-        each(self.nothing.as_raw_fd());
-    }
+/// What reports threads at missing pages, and unmapping.
+fn traps() -> Result<(Userfaultfd, Userfaultfd)> {
+    let missing = |what| move |errno| Error::Unsupported { what, errno };
+    let trap = Userfaultfd::for_missing_pages();
+    let follower = Userfaultfd::for_unmapping();
+    Ok((
+        trap.map_err(missing("userfaultfd for shared memory (Linux 5.11)"))?,
+        follower.map_err(missing("userfaultfd for events (Linux 5.19)"))?,
+    ))
 }
 
 /// Which file an object of an exporter is; two serials are never the same file.

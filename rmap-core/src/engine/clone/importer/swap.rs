@@ -10,13 +10,12 @@
 use super::Importer;
 use crate::range::Range;
 use crate::sys::memory;
-use crate::sys::spare::{self, Temporary};
 use crate::sys::thread::{self, Sibling};
 use crate::sys::uffd::Event;
 use crate::sys::{Errno, SysResult, event};
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicU32, Ordering};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// A mapping to move, or to unmap.
 #[derive(Debug)]
@@ -67,9 +66,7 @@ impl Importer {
         let order = unsafe { self.swapper.give(Order { from, to, errno: AtomicU32::new(0) }) };
         let (top, argument) = (self.swapper.stack_top(), self.swapper.argument());
         // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
-        let (sibling, end) =
-            spare::instead_of_one(|| unsafe { Sibling::spawn_with_end(top, sibling_main, argument) })?;
-        let end = Temporary::from(end);
+        let (sibling, end) = unsafe { Sibling::spawn_with_end(top, sibling_main, argument) }?;
         self.read_until_ended(order, &end);
         sibling.reap();
         match order.errno.load(Ordering::Acquire) {
@@ -79,7 +76,7 @@ impl Importer {
     }
 
     /// Reads reports until the sibling has ended: it is held by some of them.
-    fn read_until_ended(&mut self, order: &Order, end: &Temporary) {
+    fn read_until_ended(&mut self, order: &Order, end: &OwnedFd) {
         while !event::is_readable(end) {
             self.take_reports(|report| order.explains(report));
             event::wait_for_any([self.trap.as_fd(), self.follower.as_fd(), end.as_fd()]);
