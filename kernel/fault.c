@@ -202,6 +202,15 @@ static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
 	unsigned long target = batch->target +
 			       ((unsigned long)batch->index << PAGE_SHIFT);
 	struct vm_area_struct *vma = find_vma(batch->mm, target);
+	/* One that never fires: the attempt says what is stale. */
+	struct mmu_interval_notifier still = { .mm = batch->mm };
+	struct hmm_range range = {
+		.notifier = &still,
+		.notifier_seq = still.invalidate_seq,
+		/* Nobody's, so that device memory is left out. */
+		.dev_private_owner = batch,
+	};
+	unsigned long *entry;
 	struct page *page;
 	vm_fault_t fault;
 	long n;
@@ -220,28 +229,22 @@ static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
 	/* Entries of shadow stacks count as writable, but not for stores. */
 	batch->writable = (vma->vm_flags & (VM_WRITE | VM_SHADOW_STACK)) ==
 			  VM_WRITE;
-	if (batch->nr > 1) {
-		/* One that never fires: the attempt says what is stale. */
-		struct mmu_interval_notifier still = { .mm = batch->mm };
-		struct hmm_range range = {
-			.notifier = &still,
-			.notifier_seq = still.invalidate_seq,
-			.start = batch->target,
-			.end = batch->target + ((unsigned long)batch->nr
-						<< PAGE_SHIFT),
-			.hmm_pfns = batch->pfns,
-			/* Nobody's, so that device memory is left out. */
-			.dev_private_owner = batch,
-		};
-
-		/* Nothing is asked for, so hardly anything can fail. */
-		if (hmm_range_fault(&range))
-			memset(batch->pfns, 0,
-			       batch->nr * sizeof(*batch->pfns));
-	}
-	batch->pfns[batch->index] = page_to_pfn(page) | HMM_PFN_VALID;
+	range.start = batch->target;
+	range.end = batch->target + ((unsigned long)batch->nr << PAGE_SHIFT);
+	range.hmm_pfns = batch->pfns;
+	/* Nothing is asked for, so hardly anything can fail. */
+	if (hmm_range_fault(&range))
+		memset(batch->pfns, 0, batch->nr * sizeof(*batch->pfns));
+	/*
+	 * Whether the target may write to it already is known from the walk. A
+	 * load that is followed by a store then takes one fault.
+	 */
+	entry = &batch->pfns[batch->index];
+	if (!(*entry & HMM_PFN_VALID) ||
+	    (*entry & ~HMM_PFN_FLAGS) != page_to_pfn(page))
+		*entry = page_to_pfn(page) | HMM_PFN_VALID;
 	if (batch->gup_flags & FOLL_WRITE)
-		batch->pfns[batch->index] |= HMM_PFN_WRITE;
+		*entry |= HMM_PFN_WRITE;
 	put_page(page);
 	return 0;
 }
@@ -478,6 +481,7 @@ static vm_fault_t rmap_fault_quick(struct rmap_batch *batch,
 	rmap_batch_init(batch, vmf, view, true);
 	if (!rmap_attempt_begin(view, &batch->attempt))
 		return VM_FAULT_RETRY;
+	batch->pfn = 0;
 	batch->pfns = &batch->pfn;
 	fault = rmap_batch_try(batch);
 	rmap_attempt_end(view, &batch->attempt);
@@ -612,9 +616,34 @@ put_view:
  * A store to a page that is shown read-only. Only ->fault can tell whether it
  * may be written, so the page is dropped and the store faults again. Without
  * this operation the core would just make the entry writable.
+ *
+ * Before that the target gets the page for writing, if that needs no waiting:
+ * what faults again may be a load. A processor, at least an emulated one, may
+ * load before it stores in one instruction, and would never get any further.
  */
 static vm_fault_t rmap_pfn_mkwrite(struct vm_fault *vmf)
 {
+	struct rmap_file *access = vmf->vma->vm_file->private_data;
+	struct rmap_space *space = access->space;
+	struct rmap_batch batch = {
+		.vmf = vmf,
+		.mm = space->mm,
+		.gup_flags = FOLL_WRITE | (access->force ? FOLL_FORCE : 0),
+	};
+	struct rmap_view *view = rmap_view_get(space, vmf->pgoff);
+	vm_fault_t fault = 0;
+
+	if (view && view->rdonly) {
+		fault = VM_FAULT_SIGSEGV;
+	} else if (view && mmget_not_zero(space->mm)) {
+		fault = rmap_bring_in_locked(&batch,
+					     rmap_view_address(view, vmf->pgoff));
+		mmput_async(space->mm);
+	}
+	if (view)
+		rmap_view_put(view);
+	if (fault == VM_FAULT_SIGSEGV)
+		return fault;
 	unmap_mapping_pages(vmf->vma->vm_file->f_mapping, vmf->pgoff, 1, false);
 	return VM_FAULT_NOPAGE;
 }

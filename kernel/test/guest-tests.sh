@@ -26,7 +26,7 @@ setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all ./conform
 # All spaces go when their files have gone, in a worker: nothing tells when. The kernel refuses until then.
 for _ in $(seq 100); do
     rmmod rmap 2>/dev/null && break
-    read -rt 0.1 <> <(:) || true
+    sleep 0.1
 done
 if grep -q '^rmap ' /proc/modules; then
     echo "the module is still in use: $(grep '^rmap ' /proc/modules)"
