@@ -96,6 +96,9 @@ struct rmap_bind {
  *
  * Returns the descriptor. EACCES the target was bound with less, EPERM,
  * ENOTCONN no target, ENODEV revoked.
+ *
+ * Mapping it fails with ENODEV once it is revoked, and with ESRCH once the
+ * target has ended. What is mapped already stays, and is SIGBUS.
  */
 struct rmap_access {
 	__u64 size;
