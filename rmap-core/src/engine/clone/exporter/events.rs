@@ -530,13 +530,15 @@ impl Exporter {
         let (Some(source), Some(home)) = (self.objects.get(serial), self.objects.get(home)) else {
             return Ok(());
         };
+        let value = Backing { serial: home.serial, ..backing };
+        // First, and also if it fails: what the object has here must not be taken for a leftover.
+        self.backed.insert(to, value).map_err(failed("mmap"))?;
         adopt::rehome(source, home, from.start(), to, vma.prot, &self.watchers, &self.placement)?;
         adopt::restore_attributes(to, attributes, vma.prot);
-        let value = Backing { serial: home.serial, ..backing };
         self.private_files.forget(to);
         self.private_files.moved(from, to);
         log!(Debug, "moved {from} to {to}");
-        self.backed.insert(to, value).map_err(failed("mmap"))
+        Ok(())
     }
 
     fn make_private(

@@ -89,6 +89,7 @@ impl Staging<'_> {
                 share: if collapse { SHARE_OF_BLOCKS } else { SHARE },
                 collapse: AtomicBool::new(collapse && self.collapsed.is_ok()),
                 next: AtomicUsize::new(part.start()),
+                copied: AtomicUsize::new(0),
                 failed: AtomicI32::new(0),
                 not_collapsed: AtomicI32::new(0),
                 huge_pages: AtomicUsize::new(0),
@@ -106,7 +107,9 @@ impl Staging<'_> {
         }
         self.collapsed = self.collapsed.and(outcome(&order.not_collapsed));
         counters::add(Cell::HugePages, order.huge_pages.load(Ordering::Relaxed) as u64);
-        outcome(&order.failed)
+        outcome(&order.failed)?;
+        // A sibling that was killed has not copied what it had claimed.
+        if order.copied.load(Ordering::Acquire) == part.len() { Ok(()) } else { Err(Errno::CHILD) }
     }
 
     /// Whether all the blocks that were to be collapsed are.
@@ -159,6 +162,8 @@ struct Order {
     collapse: AtomicBool,
     /// What is before this address is copied, or somebody's work.
     next: AtomicUsize,
+    /// Bytes that are copied.
+    copied: AtomicUsize,
     failed: AtomicI32,
     not_collapsed: AtomicI32,
     /// How many blocks were collapsed.
@@ -195,6 +200,7 @@ impl Order {
                 self.next.store(self.from.end(), Ordering::Relaxed);
                 return;
             }
+            self.copied.fetch_add(share.len(), Ordering::Release);
             let blocks = share.blocks(HUGE_PAGE).filter(|_| self.collapse.load(Ordering::Relaxed));
             match blocks.map(|blocks| (blocks, self.collapse(blocks))) {
                 Some((blocks, Ok(()))) => {
