@@ -120,7 +120,9 @@ pub(crate) fn of_mapping(
             return Ok(fd);
         }
     }
-    if let Some(fd) = of_another_thread(file, writable) {
+    // This thread's: what was given to shared memory of the application. Then the application's.
+    if let Some(fd) = of_thread(thread::id(), file, writable).1.or_else(|| of_another_thread(file, writable))
+    {
         return Ok(fd);
     }
     let path = PathBuffer::format(format_args!("/proc/self/map_files/{:x}-{:x}", range.0, range.1));
@@ -133,30 +135,35 @@ fn of_another_thread(file: FileId, writable: bool) -> Option<OwnedFd> {
     let (mut found, mut asked) = (None, false);
     let tasks = procfs::open(c"/proc/self/task").ok()?;
     let _ = procfs::each_numbered_entry(&tasks, |tid| {
-        if asked || tid == thread::id() {
-            return;
+        if !asked && tid != thread::id() {
+            (asked, found) = of_thread(tid, file, writable);
         }
-        let table = PathBuffer::format(format_args!("/proc/self/task/{tid}/fd"));
-        let Ok(table) = procfs::open(table.as_c_str()) else { return };
-        let _ = procfs::each_numbered_entry(&table, |number| {
-            // A thread that has ended has none.
-            asked = true;
-            if found.is_some() {
-                return;
-            }
-            let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/fd/{number}"));
-            // Looking does not wake a FIFO or a device.
-            let same = rustix::fs::stat(path.as_c_str()).is_ok_and(|stat| {
-                stat.st_ino == file.inode
-                    && rustix::fs::major(stat.st_dev) == file.major
-                    && rustix::fs::minor(stat.st_dev) == file.minor
-            });
-            if same {
-                found = open_as(path.as_c_str(), file, writable).ok();
-            }
-        });
     });
     found
+}
+
+/// Whether a thread has descriptors, and what it has of this file, opened anew. A thread that has ended has none.
+fn of_thread(tid: u32, file: FileId, writable: bool) -> (bool, Option<OwnedFd>) {
+    let (mut found, mut has_any) = (None, false);
+    let table = PathBuffer::format(format_args!("/proc/self/task/{tid}/fd"));
+    let Ok(table) = procfs::open(table.as_c_str()) else { return (false, None) };
+    let _ = procfs::each_numbered_entry(&table, |number| {
+        has_any = true;
+        if found.is_some() {
+            return;
+        }
+        let path = PathBuffer::format(format_args!("/proc/self/task/{tid}/fd/{number}"));
+        // Looking does not wake a FIFO or a device.
+        let same = rustix::fs::stat(path.as_c_str()).is_ok_and(|stat| {
+            stat.st_ino == file.inode
+                && rustix::fs::major(stat.st_dev) == file.major
+                && rustix::fs::minor(stat.st_dev) == file.minor
+        });
+        if same {
+            found = open_as(path.as_c_str(), file, writable).ok();
+        }
+    });
+    (has_any, found)
 }
 
 /// Gives the calling thread a table of descriptors of its own. What its process has is not in it, but for standard error if that is to be
