@@ -36,7 +36,9 @@ static const char *import(xpmem_segid_t segid, char *memory)
 	addr.offset = (off_t)(uintptr_t)memory;
 	for (round = 0; round < 10; round++) {
 		at = xpmem_attach(addr, PAGES * page, NULL);
-		if (at == (void *)-1 || *(volatile char *)at != 7)
+		/* Both ends: it may lie across a border of what is adopted in one go. */
+		if (at == (void *)-1 || *(volatile char *)at != 7 ||
+		    ((volatile char *)at)[PAGES * page - 1] != 7)
 			return "an attachment";
 		if (xpmem_detach(at) != 0)
 			return "a detachment";
