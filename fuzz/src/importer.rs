@@ -314,6 +314,7 @@ impl Odd {
             opened(&path, libc::O_PATH).into(),
             opened("/dev/zero", 0).into(),
             opened("/proc/self/exe", 0).into(),
+            opened("/proc/self/ns/ipc", 0).into(),
             event,
         ];
         // SAFETY: takes numbers only; marked to go with the last who maps it, which this process does.

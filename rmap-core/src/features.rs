@@ -71,7 +71,7 @@ pub fn all() -> &'static [Feature] {
     &ALL
 }
 
-static ALL: [Feature; 14] = [
+static ALL: [Feature; 15] = [
     Feature {
         name: "userfaultfd",
         purpose: "following the exporter's address space, and telling which page of an attachment is touched",
@@ -207,6 +207,16 @@ static ALL: [Feature; 14] = [
         remedy: "a newer kernel",
         kind: Kind::PeerGroups,
         probe: socket::tells_groups,
+    },
+    Feature {
+        name: "peer-handle",
+        purpose: "being sure whose capabilities and user namespace one looks at (SO_PEERPIDFD)",
+        since: "6.5",
+        required: false,
+        without: "in a user namespace that lacks numbers, the overflow user is nobody; a process that had user 0 may pass its place on to one with more rights",
+        remedy: "a newer kernel",
+        kind: Kind::PeerHandle,
+        probe: socket::tells_handles,
     },
     Feature {
         name: "refuse-descriptors",

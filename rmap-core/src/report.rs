@@ -4,10 +4,11 @@
 //! starts. That outlives the process, so nobody has to look at it while it runs, and nothing is lost when it is killed.
 
 use crate::counters::{Sheet, sheet};
+use crate::engine::rights::{Party, Shared};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::sys::Errno;
-use crate::sys::socket::{self, Peer};
+use crate::sys::socket;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -122,7 +123,8 @@ impl Listener {
     pub fn accept(&self) -> Result<Option<Reporter>> {
         let socket = socket::accept(&self.socket).map_err(failed("accept"))?;
         // One that is gone at once has said all the same.
-        Ok(socket.map(|socket| Reporter { peer: socket::peer(&socket).ok(), socket }))
+        Ok(socket
+            .map(|socket| Reporter { party: Party::at(&socket, Shared::of_this_process()).ok(), socket }))
     }
 }
 
@@ -136,7 +138,7 @@ impl AsFd for Listener {
 #[derive(Debug)]
 pub struct Reporter {
     socket: OwnedFd,
-    peer: Option<Peer>,
+    party: Option<Party>,
 }
 
 impl Reporter {
@@ -153,7 +155,7 @@ impl Reporter {
 
     fn understand(&self, message: &[u8], descriptor: Option<OwnedFd>) -> Option<Report> {
         let own = rustix::process::geteuid().as_raw();
-        let peer = self.peer.filter(|peer| own == 0 || peer.uid == own)?;
+        let party = self.party.filter(|party| own == 0 || party.user.is_own())?;
         let text = |rest: &[u8]| {
             let text = String::from_utf8_lossy(rest);
             text.chars().filter(|c| !c.is_control()).collect::<String>()
@@ -167,7 +169,7 @@ impl Reporter {
         } else {
             return None;
         };
-        Some(Report { pid: peer.pid, news })
+        Some(Report { pid: party.pid, news })
     }
 }
 

@@ -22,6 +22,7 @@ mod descriptors;
 mod engine;
 mod log;
 mod maps;
+mod namespaces;
 pub mod pattern;
 mod random;
 mod stage;
@@ -33,6 +34,7 @@ pub use descriptors::{application_descriptors, library_descriptors, service_thre
 pub use engine::Engine;
 pub use log::Log;
 pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks, waits_for_page};
+pub use namespaces::Ids;
 pub use random::{Random, rounds, seed, soak};
 pub use stage::{BOARD_LEN, Board, Stage};
 pub use tracer::{Entered, Tracer};

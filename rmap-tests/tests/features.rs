@@ -115,6 +115,7 @@ without_each! {
     without_populate "populate"
     without_numa "numa"
     without_peer_groups "peer-groups"
+    without_peer_handle "peer-handle"
     without_refuse_descriptors "refuse-descriptors"
 }
 

@@ -18,7 +18,7 @@ pub(crate) mod driver;
 pub(crate) mod mirror;
 mod protocol;
 pub(crate) mod rendezvous;
-mod rights;
+pub(crate) mod rights;
 
 use crate::error::Result;
 use crate::id::{Endpoint, Id};

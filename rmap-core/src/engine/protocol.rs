@@ -23,7 +23,7 @@ pub(crate) enum Source {
     Object { serial: u32 },
     /// From the file that the exporter itself maps; the descriptor comes with the message.
     File { offset: u64 },
-    /// From a System V segment.
+    /// From a System V segment. The IPC namespace that it is in comes with the message.
     SystemV { id: u32, offset: u64 },
 }
 

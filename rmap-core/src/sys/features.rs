@@ -22,6 +22,7 @@ pub(crate) enum Feature {
     Populate,
     Numa,
     PeerGroups,
+    PeerHandle,
     PassRights,
 }
 
@@ -54,7 +55,7 @@ impl Feature {
             Self::UserfaultfdDevice => Errno::NOENT,
             Self::Ptrace => Errno::PERM,
             Self::PagemapScan | Self::ProcmapQuery => Errno::NOTTY,
-            Self::PeerGroups | Self::PassRights => Errno::NOPROTOOPT,
+            Self::PeerGroups | Self::PeerHandle | Self::PassRights => Errno::NOPROTOOPT,
             Self::SealedMemory | Self::ExactAddress | Self::WatchAny => Errno::INVAL,
             Self::MovePages | Self::Collapse | Self::Populate => Errno::INVAL,
         })

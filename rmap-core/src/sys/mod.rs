@@ -20,6 +20,7 @@ pub(crate) mod socket;
 pub(crate) mod sysv;
 pub(crate) mod thread;
 pub(crate) mod uffd;
+pub(crate) mod userns;
 
 pub(crate) use rustix::io::Errno;
 

@@ -5,7 +5,7 @@ use super::{Errno, SysResult};
 use core::ffi::CStr;
 use core::fmt::Write;
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A NUL-terminated path built on the stack.
 pub(crate) struct PathBuffer {
@@ -70,6 +70,44 @@ pub(crate) fn number(text: &[u8], radix: u64) -> u64 {
     text.iter()
         .map_while(|b| (*b as char).to_digit(radix as u32))
         .fold(0, |sum: u64, digit| sum.wrapping_mul(radix).wrapping_add(u64::from(digit)))
+}
+
+/// The number that `/proc` has for the process of a handle (a pidfd); `None` if the process is gone, or not to be seen there.
+pub(crate) fn number_of(handle: impl AsFd) -> Option<u32> {
+    let descriptor = handle.as_fd().as_raw_fd();
+    let path = PathBuffer::format(format_args!("/proc/thread-self/fdinfo/{descriptor}"));
+    let mut buffer = [0; 512];
+    number_in(read_small(path.as_c_str(), &mut buffer).ok()?)
+}
+
+/// The number in the text about a handle: -1 if the process is gone, 0 if it is not there.
+fn number_in(text: &[u8]) -> Option<u32> {
+    let value = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"Pid:"))?.trim_ascii();
+    core::str::from_utf8(value).ok()?.parse().ok().filter(|pid| *pid != 0)
+}
+
+/// Whether `/proc` numbers processes as this process sees them: it may be that of another pid namespace.
+pub(crate) fn numbers_as_here() -> bool {
+    let mut buffer = [core::mem::MaybeUninit::uninit(); 16];
+    let own = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
+    rustix::fs::readlinkat_raw(rustix::fs::CWD, c"/proc/self", &mut buffer)
+        .is_ok_and(|(name, _)| number(name, 10) == u64::from(own))
+}
+
+/// Whether this process may look at another as its own user may (`ptrace(2)`): it is in the same user namespace, and all its users and
+/// groups are this one's; or this one has `CAP_SYS_PTRACE` where that is.
+pub(crate) fn may_look_at(pid: u32) -> bool {
+    let path = PathBuffer::format(format_args!("/proc/{pid}/ns/user"));
+    let mut buffer = [core::mem::MaybeUninit::uninit(); 64];
+    rustix::fs::readlinkat_raw(rustix::fs::CWD, path.as_c_str(), &mut buffer).is_ok()
+}
+
+/// Whether the process, or thread, of this name in `/proc` has a capability in its own user namespace.
+pub(crate) fn has_capability(who: core::fmt::Arguments<'_>, number: u32) -> bool {
+    let mut buffer = [0; 4096];
+    let path = PathBuffer::format(format_args!("/proc/{who}/status"));
+    let text = read_small(path.as_c_str(), &mut buffer);
+    text.ok().and_then(|text| field(text, b"CapEff:", 16)).is_some_and(|all| all >> number & 1 == 1)
 }
 
 /// Calls `each` with the number that names each entry of an open directory; other entries are passed over.
@@ -186,6 +224,15 @@ mod tests {
         assert_eq!(field(text, b"VmPin:", 10), Some(12));
         assert_eq!(field(text, b"SigBlk:", 16), Some(0x40));
         assert_eq!(field(text, b"VmLck:", 10), None);
+    }
+
+    #[test]
+    fn handles_of_processes_that_are_not_there() {
+        for (pid, number) in [("17", Some(17)), ("0", None), ("-1", None), ("", None)] {
+            let text = format!("pos:\t0\nflags:\t02\nPid:\t{pid}\nNSpid:\t5\n");
+            assert_eq!(number_in(text.as_bytes()), number);
+        }
+        assert_eq!(number_in(b"NSpid:\t5\n"), None);
     }
 
     #[test]

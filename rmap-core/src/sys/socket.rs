@@ -9,7 +9,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Who is at the other end: as the kernel saw it when the connection was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ fn option(fd: impl AsFd, name: i32, into: usize, len: &mut u32) -> SysResult<()>
         core::ptr::from_mut(len).expose_provenance(),
         0,
     ];
-    // SAFETY: both callers pass a live buffer of `len` bytes.
+    // SAFETY: all callers pass a live buffer of `len` bytes.
     unsafe { super::raw::syscall(libc::SYS_getsockopt, args) }.map(drop)
 }
 
@@ -130,6 +130,24 @@ pub(crate) fn peer(fd: impl AsFd) -> SysResult<Peer> {
     option(fd, libc::SO_PEERCRED, credentials.as_mut_ptr().expose_provenance(), &mut len)?;
     let [pid, uid, gid] = credentials;
     Ok(Peer { pid, uid, gid })
+}
+
+/// A handle (a pidfd) of the process that connected, or listens: its number may have become another's (`SO_PEERPIDFD`, Linux 6.5).
+pub(crate) fn peer_handle(fd: impl AsFd) -> SysResult<OwnedFd> {
+    Feature::PeerHandle.check()?;
+    const SO_PEERPIDFD: i32 = 77;
+    let mut handle = -1i32;
+    let mut len = size_of_val(&handle) as u32;
+    option(fd, SO_PEERPIDFD, core::ptr::from_mut(&mut handle).expose_provenance(), &mut len)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(handle) })
+}
+
+/// Whether the kernel gives handles of peers.
+pub(crate) fn tells_handles() -> SysResult<()> {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    let (one, _other) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
+    peer_handle(one).map(drop)
 }
 
 const SO_PEERGROUPS: i32 = 59;

@@ -1,8 +1,10 @@
 //! System V shared memory, which has no descriptor.
 
-use super::maps::Maps;
+use super::maps::{FileId, Maps};
 use super::memory::{self, PAGE};
-use super::{Errno, SysResult, raw};
+use super::{Errno, SysResult, procfs, raw};
+use core::ffi::CStr;
+use std::os::fd::OwnedFd;
 
 /// Who may use a segment, and how large it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +12,26 @@ pub(crate) struct Info {
     pub(crate) owner: u32,
     pub(crate) creator: u32,
     pub(crate) bytes: usize,
+}
+
+/// The IPC namespace of the calling thread: numbers of segments mean something in one only.
+const NAMESPACE: &CStr = c"/proc/thread-self/ns/ipc";
+
+/// Opens the namespace that the calling thread attaches segments in. `None` where the kernel has but one.
+pub(crate) fn namespace() -> SysResult<Option<OwnedFd>> {
+    match procfs::open(NAMESPACE) {
+        Err(Errno::NOENT) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// Whether the calling thread attaches segments in this namespace.
+pub(crate) fn is_in(namespace: Option<&OwnedFd>) -> SysResult<bool> {
+    match (self::namespace()?, namespace) {
+        (Some(own), Some(other)) => Ok(FileId::of(own)? == FileId::of(other)?),
+        (Some(_), None) => Ok(false),
+        (None, _) => Ok(true),
+    }
 }
 
 /// Asks about segment `id`.

@@ -45,6 +45,13 @@ fn status_word(sealed: bool) -> File {
     file
 }
 
+/// Sends an answer that names a System V segment, with the IPC namespace of this process and its actors.
+#[track_caller]
+fn say_system_v(wire: &Wire, message: Message) {
+    let namespace = File::open("/proc/self/ns/ipc").unwrap();
+    wire.send(&message.encode(), &[namespace.as_fd()]).expect("the other side listens");
+}
+
 /// Opened again, with other rights.
 fn reopened(file: &File, write: bool, flags: i32) -> File {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -558,7 +565,7 @@ fn system_v_segments_of_others() {
         let wire = scene.attached(RDWR);
         let request = scene.load_begins(&wire, 2);
         let source = Source::SystemV { id: id as u32, offset: 0 };
-        say(&wire, Message::Resolved { request, range: all(), source, writable });
+        say_system_v(&wire, Message::Resolved { request, range: all(), source, writable });
         scene.is_cut(2, "a segment of the importer's user");
         scene.leave();
     }
@@ -572,10 +579,17 @@ fn system_v_segments_of_others() {
         let wire = scene.attached(RDWR);
         let request = scene.load_begins(&wire, 2);
         let source = Source::SystemV { id, offset };
-        say(&wire, Message::Resolved { request, range: all(), source, writable: true });
+        say_system_v(&wire, Message::Resolved { request, range: all(), source, writable: true });
         scene.is_cut(2, "a segment that is none, or too short");
         scene.leave();
     }
+    // One that could be of any namespace.
+    let wire = scene.attached(RDWR);
+    let request = scene.load_begins(&wire, 2);
+    let source = Source::SystemV { id: theirs as u32, offset: 0 };
+    say(&wire, Message::Resolved { request, range: all(), source, writable: true });
+    scene.is_cut(2, "a segment of any namespace");
+    scene.leave();
     // SAFETY: as above.
     unsafe { libc::shmctl(theirs, libc::IPC_RMID, std::ptr::null_mut()) };
     scene.importer.check(own, PAGES, 300);
@@ -726,7 +740,7 @@ fn a_system_v_segment_of_huge_pages() {
         // A part of a huge page.
         let request = scene.load_begins(&wire, 2);
         let source = Source::SystemV { id: id.cast_unsigned(), offset: 0 };
-        say(&wire, Message::Resolved { request, range: all(), source, writable: true });
+        say_system_v(&wire, Message::Resolved { request, range: all(), source, writable: true });
         let fault = scene.loaded().expect_err("not to be mapped");
         assert!(fault.is_hole_at(HERE + 2 * PAGE), "{fault:?}");
     }

@@ -1,7 +1,7 @@
 //! The exporter: segments, each a space of the kernel module once somebody has a permit for it, and the thread that gives permits.
 
 use super::super::protocol::{self, Access, Message};
-use super::super::rights::Creator;
+use super::super::rights::{Creator, Party};
 use super::super::{Kind, rendezvous};
 use crate::error::{Error, Result, failed};
 use crate::id::{Endpoint, Id};
@@ -11,7 +11,7 @@ use crate::sys::device::{self, mirror};
 use crate::sys::event::Poller;
 use crate::sys::maps::FileId;
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
-use crate::sys::socket::{self, Peer};
+use crate::sys::socket;
 use crate::sys::{Errno, SysResult, thread};
 use core::cell::RefCell;
 use core::ffi::c_void;
@@ -37,7 +37,7 @@ struct Segment {
 #[derive(Debug)]
 struct Client {
     socket: OwnedFd,
-    peer: Peer,
+    party: Party,
 }
 
 #[derive(Debug, Default)]
@@ -119,7 +119,7 @@ impl State {
     fn dismiss_one(&mut self) -> bool {
         let oldest = self.clients.pop_first();
         if let Some((_, client)) = &oldest {
-            log!(Warn, "process {} has not asked for anything and is sent away", client.peer.pid);
+            log!(Warn, "process {} has not asked for anything and is sent away", client.party.pid);
         }
         oldest.is_some()
     }
@@ -232,10 +232,10 @@ impl Exporter {
     fn let_in(&self, state: &mut State) {
         match socket::accept(&self.listener) {
             Ok(Some(socket)) => {
-                let Ok(peer) = socket::peer(&socket) else { return };
+                let Ok(party) = Party::at(&socket, self.creator.shared) else { return };
                 state.last_client += 1;
                 if self.poller.add(&socket, state.last_client).is_ok() {
-                    state.clients.insert(state.last_client, Client { socket, peer });
+                    state.clients.insert(state.last_client, Client { socket, party });
                 }
                 let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
                 if limit.is_some_and(|limit| state.clients.len() as u64 > limit / 4) {
@@ -290,7 +290,7 @@ impl Exporter {
     ) -> SysResult<()> {
         let made = match segments.get_mut(&segment) {
             None => Err(Error::NoSuchId),
-            Some(found) if !self.creator.allows(found.mode, &client.peer, &client.socket, access) => {
+            Some(found) if !self.creator.allows(found.mode, &client.party, &client.socket, access) => {
                 Err(Error::Denied)
             }
             Some(found) => found.access(access).map(|fd| (fd, found.range)).map_err(failed("/dev/rmap")),
@@ -301,7 +301,7 @@ impl Exporter {
                 socket::send(&client.socket, &granted.encode(), Some(fd.as_fd()))
             }
             Err(error) => {
-                log!(Info, "no permit for process {}: {error}", client.peer.pid);
+                log!(Info, "no permit for process {}: {error}", client.party.pid);
                 let refused = Message::Refused { request, errno: error.errno().unsigned_abs() };
                 socket::send(&client.socket, &refused.encode(), None)
             }

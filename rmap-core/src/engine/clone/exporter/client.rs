@@ -2,14 +2,14 @@
 
 use super::super::protocol::{self, Access, Message, Source};
 use super::object::Object;
-use super::rights::Creator;
+use super::rights::{Creator, Party, User};
 use super::status::Status;
 use crate::counters::rows::Row;
 use crate::error::{Error, Result, failed};
 use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::event::Poller;
-use crate::sys::socket::{self, Peer};
+use crate::sys::socket;
 use crate::sys::{Errno, SysResult};
 use core::time::Duration;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,7 +31,7 @@ pub(crate) struct Client {
     /// Where others see what it holds, once it has had a permit.
     pub(crate) row: Row,
     socket: OwnedFd,
-    peer: Peer,
+    party: Party,
     grants: OwnVec<Grant>,
     next_grant: u32,
     /// Serials of the objects whose descriptors came with answers.
@@ -63,13 +63,13 @@ pub(crate) struct Client {
 const MAX_GRANTS: u32 = 0x3fff_ffff;
 
 impl Client {
-    pub(crate) fn new(number: u32, socket: OwnedFd) -> SysResult<Self> {
-        let peer = socket::peer(&socket)?;
+    pub(crate) fn new(number: u32, socket: OwnedFd, creator: &Creator) -> SysResult<Self> {
+        let party = Party::at(&socket, creator.shared)?;
         Ok(Self {
             number,
             row: None,
             socket,
-            peer,
+            party,
             grants: OwnVec::new(),
             next_grant: 1,
             knows: OwnVec::new(),
@@ -92,16 +92,16 @@ impl Client {
     }
 
     /// Effective user of the process at the other end.
-    pub(crate) fn uid(&self) -> u32 {
-        self.peer.uid
+    pub(crate) fn user(&self) -> User {
+        self.party.user
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.peer.pid
+        self.party.pid
     }
 
     pub(crate) fn passes(&self, creator: &Creator, mode: u32, access: Access) -> bool {
-        creator.allows(mode, &self.peer, &self.socket, access)
+        creator.allows(mode, &self.party, &self.socket, access)
     }
 
     /// The next message, if there is one.

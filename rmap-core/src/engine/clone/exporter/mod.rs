@@ -374,7 +374,7 @@ impl Exporter {
     /// Another process has connected.
     pub(crate) fn connected(&mut self, socket: OwnedFd, poller: &Poller, token: u64) {
         let number = self.next_client;
-        match Client::new(number, socket) {
+        match Client::new(number, socket, &self.creator) {
             Ok(client) => {
                 let watched = poller.add(client.socket(), token | u64::from(number));
                 if watched.is_ok() && self.clients.push(client).is_ok() {
@@ -444,10 +444,10 @@ impl Exporter {
     fn drop_client(&mut self, number: u32) {
         let client = self.client(number).and_then(|index| self.clients.remove(index));
         if let Some(client) = &client {
-            self.peer_rows.remove(client.row, client.pid(), client.uid());
+            self.peer_rows.remove(client.row, client.pid(), client.user().number());
         }
         if let Some((user, since)) =
-            client.and_then(|client| Some((client.uid(), client.waited_for_since()?)))
+            client.and_then(|client| Some((client.user(), client.waited_for_since()?)))
         {
             self.notices.charge(user, since);
         }
@@ -519,7 +519,7 @@ impl Exporter {
             counters::count(Cell::PermitsDenied);
             return client.refuse(request, &Error::Denied);
         }
-        let stranger = client.uid() != rustix::process::geteuid().as_raw();
+        let stranger = !client.user().is_own();
         let made = self.with_room(Some(number), |exporter| {
             Ok(exporter.objects.for_domain(segment.range, false)?.serial)
         });
@@ -529,7 +529,7 @@ impl Exporter {
             Ok(Some(object)) => {
                 self.segments[place].strangers |= stranger;
                 if client.row.is_none() {
-                    client.row = self.peer_rows.insert(client.pid(), client.uid());
+                    client.row = self.peer_rows.insert(client.pid(), client.user().number());
                 }
                 self.peer_rows.permit(client.row);
                 counters::count(Cell::PermitsGiven);

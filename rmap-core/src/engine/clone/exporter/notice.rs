@@ -8,6 +8,7 @@
 
 use super::super::calls::{Answer, Calls, Ticket};
 use super::Exporter;
+use super::rights::User;
 use crate::counters::{self, Cell};
 use crate::log::log;
 use crate::own::OwnVec;
@@ -29,13 +30,13 @@ const REFILL: u32 = 10;
 /// connection is no new purse.
 #[derive(Clone, Copy, Debug)]
 struct Purse {
-    user: u32,
+    user: User,
     left: Duration,
     at: Duration,
 }
 
 impl Purse {
-    const fn full(user: u32) -> Self {
+    const fn full(user: User) -> Self {
         Self { user, left: LONGEST, at: Duration::ZERO }
     }
 
@@ -52,8 +53,8 @@ impl Purse {
 }
 
 /// Whether a user could stop this process anyway.
-fn is_trusted(user: u32) -> bool {
-    user == 0 || user == rustix::process::geteuid().as_raw()
+fn is_trusted(user: User) -> bool {
+    user.is(0) || user.is_own()
 }
 
 /// What importers have been told.
@@ -90,7 +91,7 @@ impl Notices {
     }
 
     /// How long an importer of `user` may take to answer.
-    fn allowance(&self, user: u32, now: Duration) -> Duration {
+    fn allowance(&self, user: User, now: Duration) -> Duration {
         let purse = self.purses.iter().find(|purse| purse.user == user);
         match purse.filter(|_| !is_trusted(user)) {
             Some(purse) => LONGEST.min(USUAL + purse.left(now)),
@@ -99,7 +100,7 @@ impl Notices {
     }
 
     /// An importer of `user` has been waited for.
-    pub(crate) fn charge(&mut self, user: u32, since: Duration) {
+    pub(crate) fn charge(&mut self, user: User, since: Duration) {
         let now = thread::time();
         if is_trusted(user) || now.saturating_sub(since) <= USUAL {
             return;
@@ -177,7 +178,7 @@ impl Exporter {
             let Some(since) = client.waited_for_since() else { continue };
             if client.is_waited_for() {
                 let waited = now.saturating_sub(since);
-                let allowance = self.notices.allowance(client.uid(), now);
+                let allowance = self.notices.allowance(client.user(), now);
                 if waited < allowance && !(waited >= GLANCE && procfs::is_stopped(client.pid())) {
                     let glance = GLANCE * (waited.as_secs() as u32 + 1);
                     let next = since.saturating_add(allowance.min(glance));
@@ -188,7 +189,7 @@ impl Exporter {
                 client.give_up_waiting();
             }
             client.was_waited_for();
-            self.notices.charge(client.uid(), since);
+            self.notices.charge(client.user(), since);
         }
     }
 }
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_purse_pays_once_and_refills() {
-        let mut purse = Purse::full(7);
+        let mut purse = Purse::full(User::known(7));
         let start = 1000 * SECOND;
         assert_eq!(purse.left(start), LONGEST);
         // What is usual is free.
@@ -222,15 +223,17 @@ mod tests {
     #[test]
     fn what_a_user_has_cost_shortens_the_next_wait() {
         let mut notices = Notices::new();
-        let stranger = if is_trusted(12_345) { 12_346 } else { 12_345 };
+        let mut strangers = (12_345..).map(User::known).filter(|user| !is_trusted(*user));
+        let (stranger, another) = (strangers.next().unwrap(), strangers.next().unwrap());
         let now = thread::time();
         assert_eq!(notices.allowance(stranger, now), LONGEST);
         notices.charge(stranger, now.saturating_sub(5 * SECOND));
         let left = notices.allowance(stranger, thread::time());
         assert!(left < 6 * SECOND, "{left:?}");
-        assert_eq!(notices.allowance(stranger + 10, now), LONGEST);
+        assert_eq!(notices.allowance(another, now), LONGEST);
         // Who could stop this process anyway is waited for as long as ever.
-        notices.charge(0, now.saturating_sub(5 * SECOND));
-        assert_eq!(notices.allowance(0, now), LONGEST);
+        let root = User::known(0);
+        notices.charge(root, now.saturating_sub(5 * SECOND));
+        assert_eq!(notices.allowance(root, now), LONGEST);
     }
 }

@@ -5,6 +5,7 @@ use super::adopt::{self, Adopted, Backing, Means, Origin};
 use super::client::Grant;
 use super::pins;
 use super::plan::{self, Mapping, Plan};
+use super::rights::User;
 use super::{Exporter, Postponed, Resolve, Shared};
 use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
@@ -13,7 +14,7 @@ use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::maps::{Attributes, Vma};
 use crate::sys::memory::{PAGE, ProtFlags};
-use crate::sys::{SysResult, fd, thread};
+use crate::sys::{SysResult, fd, sysv, thread};
 use core::time::Duration;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -70,8 +71,8 @@ impl Exporter {
         if !grant.range.covers(request.attached) || !request.attached.contains(request.addr) {
             return Err(Error::Invalid("a request outside the permit"));
         }
-        let uid = self.clients[index].uid();
-        let finding = match self.find(&grant, &request, uid, frozen) {
+        let user = self.clients[index].user();
+        let finding = match self.find(&grant, &request, user, frozen) {
             Ok(finding) => finding,
             Err(error) => {
                 log!(
@@ -125,13 +126,15 @@ impl Exporter {
                 let source = Source::SystemV { id: segment, offset };
                 counters::count(Cell::AnswersSystemV);
                 self.peer_rows.answer(client.row, range.len() as u64);
-                client.resolved(id, range, source, writable && write, None)?;
+                let namespace = sysv::namespace().map_err(failed("open of the IPC namespace"))?;
+                let namespace = namespace.as_ref().map(AsFd::as_fd);
+                client.resolved(id, range, source, writable && write, namespace)?;
             }
         }
         Ok(true)
     }
 
-    fn find(&mut self, grant: &Grant, request: &Resolve, uid: u32, frozen: bool) -> Result<Finding> {
+    fn find(&mut self, grant: &Grant, request: &Resolve, user: User, frozen: bool) -> Result<Finding> {
         let page = Range::page_at(request.addr).start();
         for _ in 0..2 {
             if let Some(span) = self.backed.at(page) {
@@ -182,7 +185,7 @@ impl Exporter {
                 Ok(Finding::ReadOnly)
             }
             Plan::Share { range, vma } => {
-                self.share(grant, request, range, &vma, mapping.path(), uid, frozen)
+                self.share(grant, request, range, &vma, mapping.path(), user, frozen)
             }
             Plan::ShareSystemV { range, id, offset, writable } => {
                 let attributes = self.smaps.attributes(mapping.vma.start);
@@ -434,7 +437,7 @@ impl Exporter {
         range: Range,
         vma: &Vma,
         path: &[u8],
-        uid: u32,
+        user: User,
         frozen: bool,
     ) -> Result<Finding> {
         let Some(file) = vma.file else {
@@ -469,7 +472,7 @@ impl Exporter {
         }
         // A descriptor gives the whole file: to the same user, or if all of it is shown here.
         let whole = vma.offset_of(range.start()) == 0 && range.len() as u64 >= stat.st_size.unsigned_abs();
-        if uid != rustix::process::geteuid().as_raw() && !whole {
+        if !user.is_own() && !whole {
             return Ok(Finding::Hole("part of a file, for another user"));
         }
         self.remember_shared(range, vma)?;

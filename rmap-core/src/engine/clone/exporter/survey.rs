@@ -19,8 +19,8 @@ impl Exporter {
     /// Notes a question, to be answered when the service thread has looked at all of itself.
     pub(super) fn survey_asked(&mut self, client: u32, request: u32) -> Result<()> {
         let Some(index) = self.client(client) else { return Ok(()) };
-        let uid = self.clients[index].uid();
-        if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+        let user = self.clients[index].user();
+        if !user.is(0) && !user.is_own() {
             return self.clients[index].refuse(request, &Error::Denied);
         }
         self.asked.push(Asked { client, request }).map_err(failed("mmap"))

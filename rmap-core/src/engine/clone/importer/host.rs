@@ -1,13 +1,14 @@
 //! One exporter, as its importer sees it.
 
 use super::super::protocol::{self, Message};
+use super::super::rights::{Party, Shared, User};
 use super::status::StatusWord;
 use crate::counters::rows::Row;
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
 use crate::own::OwnVec;
 use crate::sys::event::Poller;
-use crate::sys::socket::{self, Peer};
+use crate::sys::socket;
 use crate::sys::{Errno, SysResult, fd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -29,7 +30,7 @@ pub(crate) struct Host {
     /// Where others see what this process has of it.
     pub(crate) row: Row,
     socket: OwnedFd,
-    peer: Peer,
+    party: Party,
     status: Option<StatusWord>,
     /// What the status word holds as long as nothing has ended that this process does not know of.
     expected: u64,
@@ -49,8 +50,14 @@ fn asks(message: &Message, number: u32) -> bool {
 }
 
 impl Host {
-    pub(crate) fn new(number: u32, endpoint: Endpoint, identity: u64, socket: OwnedFd) -> SysResult<Self> {
-        let peer = socket::peer(&socket)?;
+    pub(crate) fn new(
+        number: u32,
+        endpoint: Endpoint,
+        identity: u64,
+        socket: OwnedFd,
+        shared: Shared,
+    ) -> SysResult<Self> {
+        let party = Party::at(&socket, shared)?;
         let (known, unsent) = (OwnVec::new(), OwnVec::new());
         Ok(Self {
             number,
@@ -59,7 +66,7 @@ impl Host {
             alive: true,
             row: None,
             socket,
-            peer,
+            party,
             status: None,
             expected: 0,
             known,
@@ -74,12 +81,12 @@ impl Host {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.peer.pid
+        self.party.pid
     }
 
     /// Effective user of the exporter.
-    pub(crate) fn uid(&self) -> u32 {
-        self.peer.uid
+    pub(crate) fn user(&self) -> User {
+        self.party.user
     }
 
     /// Whether the exporter lives, as far as is known.

@@ -16,6 +16,7 @@ use super::calls::{Answer, Call, Calls, Ticket};
 use super::errand::Errand;
 use super::protocol::{Access, Message, Source};
 use super::rendezvous::refusal;
+use super::rights::Shared;
 use super::windows::Listing;
 use crate::config::Config;
 use crate::counters::rows::PeerRows;
@@ -91,6 +92,8 @@ impl RequestKind {
 #[derive(Debug)]
 pub(crate) struct Importer {
     config: Config,
+    /// Numbers that exporters may share.
+    shared: Shared,
     /// How much of an exporter a window is to show.
     block: usize,
     hosts: OwnVec<Host>,
@@ -137,6 +140,7 @@ impl Importer {
         windows.reserve(1).and_then(|()| removed.reserve(1)).map_err(failed("mmap"))?;
         Ok(Self {
             config,
+            shared: Shared::of_this_process(),
             block: keep::block(),
             hosts: OwnVec::new(),
             next_host: 1,
@@ -222,7 +226,8 @@ impl Importer {
             _ => socket::connect_at_once(&endpoint.name()),
         });
         let socket = socket.and_then(fd::to_last).map_err(failed("pidfd_getfd"))?;
-        let host = Host::new(number, endpoint, identity, socket).map_err(failed("getsockopt"))?;
+        let host =
+            Host::new(number, endpoint, identity, socket, self.shared).map_err(failed("getsockopt"))?;
         poller.add(host.socket(), token | u64::from(number)).map_err(failed("epoll_ctl"))?;
         self.hosts.push(host).map_err(failed("mmap"))?;
         self.next_host += 1;
@@ -289,7 +294,7 @@ impl Importer {
 
     fn forget_row(&mut self, index: usize) {
         let host = &mut self.hosts[index];
-        self.peer_rows.remove(host.row.take(), host.pid(), host.uid());
+        self.peer_rows.remove(host.row.take(), host.pid(), host.user().number());
     }
 
     /// Notes how it is now.
@@ -548,7 +553,7 @@ impl Importer {
         self.next_permit += 1;
         let host = &mut self.hosts[index];
         if host.row.is_none() {
-            host.row = self.peer_rows.insert(host.pid(), host.uid());
+            host.row = self.peer_rows.insert(host.pid(), host.user().number());
         }
         self.peer_rows.permit(host.row);
         counters::count(Cell::PermitsGot);

@@ -285,10 +285,16 @@ impl Importer {
                 self.put_piece(local, stage_file(local, writable, fd.as_fd(), offset))
             }
             Source::SystemV { id, offset } => {
+                let here = sysv::is_in(descriptor.as_ref()).map_err(failed("open of the IPC namespace"))?;
+                if !here {
+                    // The number may be another segment's.
+                    let what = "System V memory of another IPC namespace";
+                    return Err(Error::Unsupported { what, errno: Errno::XDEV });
+                }
                 let info = sysv::info(id).map_err(failed("shmctl"))?;
-                let uid = self.hosts[host].uid();
+                let user = self.hosts[host].user();
                 // A stranger must not make this process write to a segment of its own user.
-                if info.owner != uid && info.creator != uid {
+                if !user.is(info.owner) && !user.is(info.creator) {
                     return Err(Error::Invalid("a System V segment that is not the exporter's"));
                 }
                 self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
