@@ -382,16 +382,79 @@ fn huge_pages_of_hugetlbfs() {
     }
 }
 
+/// What has been said of the mapping at `address`, of that which is kept.
+fn said_of(actor: &Actor, address: usize) -> Vec<String> {
+    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", actor.pid())).unwrap();
+    let covers = |line: &str| {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        range.is_some_and(|(start, end)| {
+            number(start).zip(number(end)).is_some_and(|(start, end)| (start..end).contains(&address))
+        })
+    };
+    let of_mapping = smaps.lines().skip_while(|line| !covers(line));
+    let flags = of_mapping.skip(1).find_map(|line| line.strip_prefix("VmFlags:")).expect("a mapping");
+    let kept = |flag: &&str| ["dc", "dd", "hg", "nh", "lo"].contains(flag);
+    flags.split_whitespace().filter(kept).map(String::from).collect()
+}
+
 #[test]
-fn locked_memory_stays_locked() {
-    let mut pair = Pair::new("locked_memory_stays_locked");
-    let address = pair.exporter.anon(4 * PAGE);
-    pair.exporter.sys(libc::SYS_mlock, &[address, 4 * PAGE]).unwrap();
-    pair.flows(address, 4);
-    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", pair.exporter.pid())).unwrap();
-    let start = smaps.find(&format!("{address:x}-")).expect("the range has a mapping of its own");
-    let flags = smaps[start..].lines().find(|line| line.starts_with("VmFlags:")).unwrap();
-    assert!(flags.split_whitespace().any(|flag| flag == "lo"), "{flags}");
+fn advice_stays_with_memory() {
+    const ADVICES: [i32; 4] =
+        [libc::MADV_DONTFORK, libc::MADV_DONTDUMP, libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE];
+    // Two, as any others: a mapping of its own, and a page inside a larger one.
+    const PAGES: usize = 6;
+    let mut pair = Pair::new("advice_stays_with_memory");
+    for set in 0..1 << (ADVICES.len() + 1) {
+        let address = ARENA + set * 16 * PAGE;
+        pair.exporter.anon_at(address, PAGES * PAGE);
+        for (bit, advice) in ADVICES.iter().enumerate().filter(|(bit, _)| set & 1 << bit != 0) {
+            assert!(bit < ADVICES.len());
+            pair.exporter.madvise(address, PAGES * PAGE, *advice);
+        }
+        if set & 1 << ADVICES.len() != 0 {
+            pair.exporter.sys(libc::SYS_mlock, &[address, PAGES * PAGE]).unwrap();
+        }
+        let said = said_of(&pair.exporter, address);
+        for (first, pages) in [(2, 1), (0, PAGES)] {
+            pair.flows(address + first * PAGE, pages);
+            for page in 0..PAGES {
+                assert_eq!(
+                    said_of(&pair.exporter, address + page * PAGE),
+                    said,
+                    "page {page} of set {set:#b}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_that_the_application_watches_itself() {
+    const API: usize = 0xc018_aa3f;
+    const REGISTER: usize = 0xc020_aa00;
+    const UNREGISTER: usize = 0x8010_aa01;
+    let mut pair = Pair::new("memory_that_the_application_watches_itself");
+    let (address, pages) = (pair.exporter.anon(8 * PAGE), 8);
+    pair.exporter.fill(address, pages, 3);
+    let words = pair.exporter.anon(PAGE);
+    let flags = libc::O_CLOEXEC.cast_unsigned() as usize | 1;
+    let fd = pair.exporter.sys(libc::SYS_userfaultfd, &[flags]).expect("userfaultfd for user mode");
+    let order = |exporter: &mut Actor, request: usize, arguments: [usize; 3]| {
+        for (at, word) in arguments.iter().enumerate() {
+            exporter.store(words + at * 8, *word as u64).unwrap();
+        }
+        exporter.sys(libc::SYS_ioctl, &[fd, request, words]).expect("an ioctl of userfaultfd");
+    };
+    // Missing pages, and being told of unmapping: the process would wait for itself.
+    order(&mut pair.exporter, API, [0xaa, 1 << 6, 0]);
+    order(&mut pair.exporter, REGISTER, [address, pages * PAGE, 1]);
+    let here = pair.importer.attach(pair.apid, address, pages * PAGE);
+    let fault = pair.importer.load(here).expect_err("a hole");
+    assert!(fault.is_hole_at(here), "{fault:?}");
+    pair.exporter.check(address, pages, 3);
+    order(&mut pair.exporter, UNREGISTER, [address, pages * PAGE, 0]);
+    pair.importer.check(here, pages, 3);
 }
 
 #[test]

@@ -46,6 +46,18 @@ impl<V: Copy + PartialEq> RangeTable<V> {
             .map_while(move |span| Some(Span { range: span.range.intersection(range)?, value: span.value }))
     }
 
+    /// Where the spans end that follow each other from `addr` on without a gap; `None` if none covers it.
+    pub(crate) fn end_of_run(&self, addr: usize) -> Option<usize> {
+        let mut end = None;
+        for span in &self.spans[self.index_from(addr)..] {
+            if span.range.start() > end.unwrap_or(addr) {
+                break;
+            }
+            end = Some(span.range.end());
+        }
+        end
+    }
+
     /// All spans, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Span<V>> + '_ {
         self.spans.iter().copied()
@@ -140,6 +152,11 @@ mod tests {
                 for (left, right) in table.iter().zip(table.iter().skip(1)) {
                     prop_assert!(left.range.end() <= right.range.start());
                     prop_assert!(left.range.end() < right.range.start() || left.value != right.value);
+                }
+                for page in 0..model.len() {
+                    let run = model[page..].iter().take_while(|value| value.is_some()).count();
+                    let end = (run > 0).then_some((page + run) * PAGE);
+                    prop_assert_eq!(table.end_of_run(page * PAGE), end);
                 }
                 let window = Range::new(8 * PAGE, 40 * PAGE).unwrap();
                 let pages: usize = table.within(window).map(|s| s.range.len() / PAGE).sum();

@@ -238,12 +238,22 @@ impl Maps {
         Ok(found)
     }
 
-    /// Whether a file is mapped shared and writable whose name satisfies `wanted`.
-    pub(crate) fn any_shared_file(&self, mut wanted: impl FnMut(&[u8]) -> bool) -> SysResult<bool> {
+    /// Whether a file is mapped shared and writable whose name satisfies `wanted`. Of a mapping that is known `known` says where to go on
+    /// behind it.
+    pub(crate) fn any_shared_file(
+        &self,
+        known: impl Fn(&Vma) -> Option<usize>,
+        mut wanted: impl FnMut(&[u8]) -> bool,
+    ) -> SysResult<bool> {
         let mut addr = 0;
         while self.supported.load(Ordering::Relaxed) {
+            let next = self.ask(addr, COVERING_OR_NEXT | OF_FILES | SHARED | WRITABLE, None);
+            if let Some((vma, behind)) = next.ok().and_then(|vma| Some((vma, known(&vma)?))) {
+                addr = behind.max(vma.end);
+                continue;
+            }
             let mut name = Name::new(&[0; Name::LONGEST]);
-            match self.ask(addr, COVERING_OR_NEXT | OF_FILES | SHARED | WRITABLE, Some(&mut name)) {
+            match next.and_then(|vma| self.ask(vma.start, COVERING_OR_NEXT, Some(&mut name))) {
                 Ok(_) if wanted(name.as_bytes()) => return Ok(true),
                 Ok(vma) => addr = vma.end,
                 Err(Errno::NOENT) => return Ok(false),
@@ -252,7 +262,8 @@ impl Maps {
         }
         let mut found = false;
         self.each_vma(|vma, path| {
-            found = vma.shared && vma.prot.contains(ProtFlags::WRITE) && wanted(path);
+            let asked = vma.shared && vma.prot.contains(ProtFlags::WRITE) && known(vma).is_none();
+            found = asked && wanted(path);
             if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         Ok(found)
@@ -306,13 +317,24 @@ impl Maps {
     }
 }
 
+/// What the application has said of huge pages in a mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum HugePageAdvice {
+    /// Nothing.
+    #[default]
+    Neutral,
+    Wanted,
+    Refused,
+    /// Not known yet.
+    Unasked,
+}
+
 /// Attributes of a mapping that a new mapping in its place must get again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
     pub(crate) dont_fork: bool,
     pub(crate) dont_dump: bool,
-    pub(crate) huge_pages: bool,
-    pub(crate) no_huge_pages: bool,
+    pub(crate) huge_pages: HugePageAdvice,
     pub(crate) locked: bool,
     pub(crate) grows_down: bool,
     /// Device or page-frame mapping, or one whose missing pages the application itself provides (userfaultfd): must not
@@ -323,7 +345,7 @@ pub(crate) struct Attributes {
     pub(crate) page_size: usize,
 }
 
-/// `/proc/thread-self/smaps`.
+/// `/proc/thread-self/smaps`. To read of a mapping there, the kernel walks the page tables of that mapping and of all below.
 #[derive(Debug)]
 pub(crate) struct Smaps(OwnedFd);
 
@@ -379,8 +401,8 @@ fn attribute_line(line: &[u8], found: &mut Attributes) {
             match flag {
                 b"dc" => found.dont_fork = true,
                 b"dd" => found.dont_dump = true,
-                b"hg" => found.huge_pages = true,
-                b"nh" => found.no_huge_pages = true,
+                b"hg" => found.huge_pages = HugePageAdvice::Wanted,
+                b"nh" => found.huge_pages = HugePageAdvice::Refused,
                 b"lo" => found.locked = true,
                 b"gd" => found.grows_down = true,
                 b"io" | b"pf" | b"mm" | b"um" | b"ui" => found.device = true,
@@ -441,13 +463,17 @@ mod tests {
         let program = program.as_os_str().as_encoded_bytes();
         let file = rustix::fs::memfd_create(c"shared here", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&file, memory::PAGE as u64).unwrap();
+        let id = FileId::of(&file).unwrap();
         let both = ProtFlags::READ | ProtFlags::WRITE;
         memory::map(memory::PAGE, both, memory::MapFlags::SHARED, std::os::fd::AsFd::as_fd(&file), 0)
             .unwrap();
         for maps in [maps, without] {
-            assert!(maps.any_shared_file(|name| name.starts_with(b"/memfd:shared here")).unwrap());
+            let is_here = |name: &[u8]| name.starts_with(b"/memfd:shared here");
+            assert!(maps.any_shared_file(|_| None, is_here).unwrap());
+            let behind = |vma: &Vma| (vma.file == Some(id)).then_some(vma.end);
+            assert!(!maps.any_shared_file(behind, is_here).unwrap());
             // Mapped, but not so.
-            assert!(!maps.any_shared_file(|name| name == program).unwrap());
+            assert!(!maps.any_shared_file(|_| None, |name| name == program).unwrap());
         }
         let query = Maps::new().unwrap();
         let mut files = 0;

@@ -111,7 +111,12 @@ pub(crate) unsafe fn protect(addr: usize, len: usize, prot: ProtFlags) -> SysRes
 pub(crate) fn advise(addr: usize, len: usize, advice: libc::c_int) -> SysResult<()> {
     debug_assert!(matches!(
         advice,
-        libc::MADV_DONTFORK | libc::MADV_DONTDUMP | libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE
+        libc::MADV_DONTFORK
+            | libc::MADV_DOFORK
+            | libc::MADV_DONTDUMP
+            | libc::MADV_DODUMP
+            | libc::MADV_HUGEPAGE
+            | libc::MADV_NOHUGEPAGE
     ));
     // SAFETY: the advices above leave the bytes alone.
     unsafe { raw::syscall(libc::SYS_madvise, [addr, len, advice as usize, 0, 0, 0]) }.map(drop)
@@ -126,6 +131,39 @@ pub(crate) fn collapse(addr: usize, len: usize) -> SysResult<()> {
     Feature::Collapse.check()?;
     // SAFETY: the advice leaves the bytes alone.
     unsafe { raw::syscall(libc::SYS_madvise, [addr, len, libc::MADV_COLLAPSE as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Whether a block of memory may have huge pages, as far as advice and `prctl` say (Linux 6.1). `block` is at the border of a huge page,
+/// and the mapping has all of it.
+pub(crate) fn may_collapse(block: usize) -> SysResult<bool> {
+    // Of one page: whether it may be is looked at, and then there is no whole block to do it for.
+    match collapse(block, PAGE) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Whether the mapping of a page is locked into memory.
+pub(crate) fn is_locked(page: usize) -> SysResult<bool> {
+    // SAFETY: without MS_SYNC it does nothing but look.
+    let asked = unsafe { raw::syscall(libc::SYS_msync, [page, PAGE, libc::MS_INVALIDATE as usize, 0, 0, 0]) };
+    match asked {
+        Ok(_) => Ok(false),
+        Err(Errno::BUSY) => Ok(true),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Whether the mapping of a page, which has this protection, is one that the kernel makes longer at its low end.
+pub(crate) fn grows_down(page: usize, prot: ProtFlags) -> SysResult<bool> {
+    let prot = prot.bits() as usize | libc::PROT_GROWSDOWN as usize;
+    // SAFETY: sets the protection that the mapping has anyway.
+    match unsafe { raw::syscall(libc::SYS_mprotect, [page, PAGE, prot, 0, 0, 0]) } {
+        Ok(_) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Does what a store to each page of a range would do, without changing a byte: the pages are the process's alone then (Linux 5.14).

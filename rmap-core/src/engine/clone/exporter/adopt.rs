@@ -1,5 +1,6 @@
 //! Moving memory of this process into an object, in place, and back, while its threads stand still.
 
+use super::attributes::huge_page_advice;
 use super::huge::HugePages;
 use super::numa::Placement;
 use super::object::{Object, Objects};
@@ -9,7 +10,7 @@ use super::watch::Watchers;
 use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::range::Range;
-use crate::sys::maps::{Attributes, FileId, Vma};
+use crate::sys::maps::{Attributes, FileId, HugePageAdvice, Maps, Vma};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
@@ -83,8 +84,8 @@ pub(crate) fn restore_attributes(range: Range, attributes: &Attributes, prot: Pr
     let advices = [
         (attributes.dont_fork, libc::MADV_DONTFORK),
         (attributes.dont_dump, libc::MADV_DONTDUMP),
-        (attributes.huge_pages, libc::MADV_HUGEPAGE),
-        (attributes.no_huge_pages, libc::MADV_NOHUGEPAGE),
+        (attributes.huge_pages == HugePageAdvice::Wanted, libc::MADV_HUGEPAGE),
+        (attributes.huge_pages == HugePageAdvice::Refused, libc::MADV_NOHUGEPAGE),
     ];
     for (wanted, advice) in advices {
         if wanted {
@@ -103,6 +104,7 @@ pub(crate) fn restore_attributes(range: Range, attributes: &Attributes, prot: Pr
 /// What an adoption takes besides the memory itself.
 #[derive(Debug)]
 pub(crate) struct Means<'a> {
+    pub(crate) maps: &'a Maps,
     pub(crate) pagemap: &'a Pagemap,
     pub(crate) watchers: &'a Watchers,
     pub(crate) stager: &'a Stager,
@@ -118,6 +120,8 @@ pub(crate) enum Adopted {
     Done,
     /// A device may write to one of the pages. Nothing has changed.
     Pinned,
+    /// The application is itself told of missing pages here. Nothing has changed.
+    Foreign,
 }
 
 /// Moves `range`, which lies in `vma`, into the object. The range is mapped at every moment, with the same bytes; with a mover, but for
@@ -133,11 +137,11 @@ pub(crate) unsafe fn adopt(
     object: &Object,
     range: Range,
     vma: &Vma,
-    attributes: &Attributes,
+    mut attributes: Attributes,
     means: Means<'_>,
     still_stopped: impl FnOnce() -> bool,
 ) -> Result<Adopted> {
-    let Means { pagemap, watchers, stager, huge_pages, placement, mover } = means;
+    let Means { maps, pagemap, watchers, stager, huge_pages, placement, mover } = means;
     let undo = |error: Error| {
         let _ = object.punch(range);
         error
@@ -146,7 +150,7 @@ pub(crate) unsafe fn adopt(
     object.punch(range).map_err(failed("fallocate"))?;
     let policy = placement.begin(object, range);
     let mut staging = stager.stage(object, range);
-    let collapse = huge_pages.are_wanted(range, attributes);
+    let collapse = huge_pages.are_wanted(range, &attributes);
     fill_existing(object, range, vma, pagemap, placement, &mut staging, collapse)
         .map_err(failed("copy to a memfd"))
         .map_err(undo)?;
@@ -156,8 +160,15 @@ pub(crate) unsafe fn adopt(
     if !still_stopped() {
         return Err(undo(Error::OutOfResources { call: "stopping the threads", errno: Errno::CHILD }));
     }
-    // It may be watched already: where a file was until a moment ago, say.
+    // To replace what the application watches would wait for the application. Only this tells: what cannot be watched is not watched.
+    if watchers.watch(Range::page_at(range.start())) == Err(Errno::BUSY) {
+        return object.punch(range).map(|()| Adopted::Foreign).map_err(failed("fallocate"));
+    }
+    // Also what was watched before: where a file was until a moment ago, say.
     watchers.forget(range);
+    if attributes.huge_pages == HugePageAdvice::Unasked {
+        attributes.huge_pages = huge_page_advice(maps, range);
+    }
     let old = match mover {
         // SAFETY: nobody runs, and the object takes the place of the pages at once.
         Some(_) => Some(unsafe { OldPages::take(range) }.map_err(failed("mremap")).map_err(undo)?),
@@ -172,7 +183,7 @@ pub(crate) unsafe fn adopt(
     };
     if let (Some(mover), Some(old)) = (mover, old) {
         let asked = mapped
-            .and_then(|()| old.any_is_pinned(attributes, pagemap, mover).map_err(failed("UFFDIO_MOVE")));
+            .and_then(|()| old.any_is_pinned(&attributes, pagemap, mover).map_err(failed("UFFDIO_MOVE")));
         let settled = match asked {
             Ok(false) => old.copy_again(object, pagemap).map(|()| Adopted::Done),
             Ok(true) => Ok(Adopted::Pinned),
@@ -182,7 +193,7 @@ pub(crate) unsafe fn adopt(
             // SAFETY: nobody runs.
             match unsafe { old.put_back(object, vma.prot, pagemap) } {
                 Ok(()) => {
-                    restore_attributes(range, attributes, vma.prot);
+                    restore_attributes(range, &attributes, vma.prot);
                     let _ = object.punch(range);
                     return settled;
                 }
@@ -197,7 +208,7 @@ pub(crate) unsafe fn adopt(
     }
     mapped.map_err(undo)?;
     placement.give(range, policy);
-    restore_attributes(range, attributes, vma.prot);
+    restore_attributes(range, &attributes, vma.prot);
     if let Err(errno) = watchers.watch(range) {
         // SAFETY: the same promise: nothing runs.
         let undone = unsafe { privatize(object, range, vma.prot, watchers, placement) };

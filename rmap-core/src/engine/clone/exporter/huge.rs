@@ -7,8 +7,8 @@ use crate::counters::{self, Cell};
 use crate::log::log;
 use crate::range::Range;
 use crate::sys::SysResult;
-use crate::sys::maps::Attributes;
-use crate::sys::memory::HUGE_PAGE;
+use crate::sys::maps::{Attributes, HugePageAdvice};
+use crate::sys::memory::{self, HUGE_PAGE};
 
 /// Remembers failures: an old kernel, no memory in one piece. Trying takes time, and threads stand still.
 #[derive(Debug)]
@@ -29,12 +29,18 @@ impl HugePages {
 
     /// Whether the blocks of `range` that have all their pages are to be huge pages.
     pub(crate) fn are_wanted(&mut self, range: Range, attributes: &Attributes) -> bool {
-        if attributes.no_huge_pages || range.blocks(HUGE_PAGE).is_none() {
+        let Some(blocks) = range.blocks(HUGE_PAGE) else {
+            return false;
+        };
+        if self.skip > 0 {
+            self.skip -= 1;
             return false;
         }
-        let wanted = self.skip == 0;
-        self.skip = self.skip.saturating_sub(1);
-        wanted
+        match attributes.huge_pages {
+            HugePageAdvice::Neutral | HugePageAdvice::Wanted => true,
+            HugePageAdvice::Refused => false,
+            HugePageAdvice::Unasked => memory::may_collapse(blocks.start()).unwrap_or(false),
+        }
     }
 
     /// How it went.

@@ -3,6 +3,7 @@
 //! All of it belongs to the service thread.
 
 mod adopt;
+mod attributes;
 mod client;
 mod events;
 pub(crate) mod freeze;
@@ -168,6 +169,8 @@ pub(crate) struct Exporter {
     pagemap: Pagemap,
     /// Of the mapping adopted from last: they are slow to read, and a mapping is adopted in pieces.
     attributes: Option<(Range, Attributes)>,
+    /// Whether the last adoption needed them read: so will the next, which can then do it before everything stands still.
+    reads_attributes: bool,
 }
 
 impl Exporter {
@@ -212,6 +215,7 @@ impl Exporter {
             smaps: Smaps::new().map_err(missing("/proc/thread-self/smaps"))?,
             pagemap: Pagemap::new().map_err(missing("/proc/thread-self/pagemap"))?,
             attributes: None,
+            reads_attributes: false,
         })
     }
 
@@ -685,7 +689,7 @@ impl Exporter {
                 let Some(piece) = mapped.filter(|_| object.is_at_home(&vma)) else {
                     continue;
                 };
-                let attributes = self.smaps.attributes(piece.start()).unwrap_or_default();
+                let attributes = self.attributes_to_keep(piece);
                 // SAFETY: all threads stand still.
                 let moved = unsafe {
                     if backing.origin == Origin::Shared {

@@ -13,15 +13,16 @@ use super::adopt;
 use super::object::Object;
 use crate::error::{Error, Result, failed};
 use crate::range::Range;
-use crate::sys::maps::{Attributes, Maps};
+use crate::sys::maps::{Attributes, Maps, Vma};
 use crate::sys::memory::{self, HUGE_PAGE, PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult, procfs};
 
-/// Whether devices may write to memory of this process while no thread waits for it, as far as is known.
-pub(crate) fn possible(maps: &Maps) -> bool {
-    counted() || has_rings(maps)
+/// Whether devices may write to memory of this process while no thread waits for it, as far as is known. `known` as in
+/// [`Maps::any_shared_file`].
+pub(crate) fn possible(maps: &Maps, known: impl Fn(&Vma) -> Option<usize>) -> bool {
+    counted() || has_rings(maps, known)
 }
 
 /// Whether pages are pinned for long.
@@ -32,9 +33,9 @@ pub(crate) fn counted() -> bool {
 }
 
 /// Whether the process has a ring of io_uring or a context of libaio.
-fn has_rings(maps: &Maps) -> bool {
+fn has_rings(maps: &Maps, known: impl Fn(&Vma) -> Option<usize>) -> bool {
     let is_ring = |path: &[u8]| path.starts_with(b"anon_inode:[io_uring]") || path.starts_with(b"/[aio]");
-    maps.any_shared_file(is_ring).unwrap_or(true)
+    maps.any_shared_file(known, is_ring).unwrap_or(true)
 }
 
 /// The old pages of a private anonymous range, out of everybody's reach.

@@ -2,6 +2,7 @@
 
 use super::super::protocol::{Access, Source};
 use super::adopt::{self, Adopted, Backing, Means, Origin};
+use super::attributes;
 use super::client::Grant;
 use super::pins;
 use super::plan::{self, Mapping, Plan};
@@ -12,9 +13,9 @@ use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
-use crate::sys::maps::{Attributes, Vma};
+use crate::sys::maps::Vma;
 use crate::sys::memory::{PAGE, ProtFlags};
-use crate::sys::{SysResult, fd, sysv, thread};
+use crate::sys::{fd, sysv, thread};
 use core::time::Duration;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -298,7 +299,7 @@ impl Exporter {
         let (Some(source), Some(home)) = (self.objects.get(backing.serial), self.objects.get(serial)) else {
             return Err(Error::Invalid("an object that is not there"));
         };
-        let attributes = self.smaps.attributes(range.start()).unwrap_or_default();
+        let attributes = self.attributes_to_keep(range);
         adopt::rehome(source, home, range.start(), range, vma.prot, &self.watchers, &self.placement)?;
         adopt::restore_attributes(range, &attributes, vma.prot);
         let _ = source.punch(range);
@@ -319,12 +320,19 @@ impl Exporter {
     ) -> Result<Finding> {
         let page = Range::page_at(request.addr).start();
         if !frozen {
-            // Slow to read, so not while everything stands still, and once for requests that run on.
             if request.run == 0 || origin == Origin::Shared {
                 self.attributes = None;
             }
-            let _ = self.attributes_of(vma);
+            if self.reads_attributes || !attributes::can_be_asked(vma) {
+                self.read_attributes(vma);
+            }
             return Ok(Finding::NeedsFreeze);
+        }
+        let asks = !self.config.move_pinned && self.may_be_pinned(range, vma)?;
+        // Pages that turn out to be pinned must get back just what they had.
+        self.reads_attributes = asks;
+        if asks {
+            self.read_attributes(vma);
         }
         let attributes = self.attributes_of(vma).map_err(failed("read of /proc/thread-self/smaps"))?;
         if attributes.device {
@@ -338,7 +346,6 @@ impl Exporter {
                 None => return Ok(Finding::Hole("the end of a stack that cannot grow")),
             }
         }
-        let asks = !self.config.move_pinned && self.may_be_pinned(range, vma)?;
         if asks && (vma.shared || vma.file.is_some() || self.stager.mover().is_none()) {
             return Ok(Finding::Hole(PINNED));
         }
@@ -352,6 +359,7 @@ impl Exporter {
             };
             self.backed.insert(range, Backing { serial, origin }).map_err(failed("mmap"))?;
             let means = Means {
+                maps: &self.maps,
                 pagemap: &self.pagemap,
                 watchers: &self.watchers,
                 stager: &self.stager,
@@ -361,10 +369,14 @@ impl Exporter {
             };
             // SAFETY: all other threads stand still (`frozen`).
             let adopted = unsafe {
-                adopt::adopt(object, range, vma, &attributes, means, || self.freezer.still_stopped())
+                adopt::adopt(object, range, vma, attributes, means, || self.freezer.still_stopped())
             };
             match adopted {
                 Ok(Adopted::Done) => break,
+                Ok(Adopted::Foreign) => {
+                    let _ = self.backed.remove(range);
+                    return Ok(Finding::Hole("a userfaultfd of the application's watches it"));
+                }
                 Ok(Adopted::Pinned) => {
                     let _ = self.backed.remove(range);
                     match half(range, page) {
@@ -386,7 +398,12 @@ impl Exporter {
 
     /// Whether a device may write to the range while no thread waits for it.
     fn may_be_pinned(&self, range: Range, vma: &Vma) -> Result<bool> {
-        if !pins::possible(&self.maps) {
+        // Objects are mapped shared and writable, too, perhaps in very many places.
+        let behind_objects = |vma: &Vma| {
+            vma.file.and_then(|file| self.objects.of_file(file))?;
+            self.backed.end_of_run(vma.start)
+        };
+        if !pins::possible(&self.maps, behind_objects) {
             return Ok(false);
         }
         if vma.shared || vma.file.is_none() {
@@ -415,18 +432,6 @@ impl Exporter {
         let pause = (waited / 4).clamp(Duration::from_millis(1), Duration::from_millis(100));
         let request = Resolve { pinned_since: Some(since), ..request };
         self.postponed.push(Postponed { client, request, due: now + pause }).is_ok()
-    }
-
-    fn attributes_of(&mut self, vma: &Vma) -> SysResult<Attributes> {
-        let Some(range) = Range::between(vma.start, vma.end) else {
-            return Ok(Attributes::default());
-        };
-        if let Some((_, attributes)) = self.attributes.filter(|(known, _)| known.covers(range)) {
-            return Ok(attributes);
-        }
-        let attributes = self.smaps.attributes(vma.start)?;
-        self.attributes = Some((range, attributes));
-        Ok(attributes)
     }
 
     #[expect(clippy::too_many_arguments, reason = "one step of `find`, kept apart for its length")]
