@@ -39,6 +39,7 @@ pub mod abi;
 mod attachment;
 mod config;
 pub mod counters;
+mod detector;
 mod engine;
 mod error;
 pub mod features;

@@ -6,6 +6,7 @@
 
 use crate::config::Config;
 use crate::counters::{self, Counters, sheet};
+use crate::detector;
 use crate::engine::clone::{self, CloneEngine};
 use crate::engine::driver::Driver;
 use crate::engine::mirror::{self, MirrorEngine};
@@ -21,7 +22,7 @@ use crate::sys::maps::Maps;
 use crate::sys::memory::{self, PAGE};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once};
 
 /// The version of XPMEM whose behaviour this library has, as `xpmem_version` encodes it: 2.7.4.
 pub const XPMEM_VERSION: i32 = 0x0002_7004;
@@ -124,7 +125,7 @@ pub(crate) fn read_environment() {
 }
 
 fn tables() -> MutexGuard<'static, Tables> {
-    TABLES.lock().unwrap_or_else(PoisonError::into_inner)
+    detector::lock(&TABLES)
 }
 
 /// What serves this process's own segments where nothing was asked for: the kernel's mirrors, if it has them, because they work

@@ -108,6 +108,43 @@ fn three_processes_with_each_other() {
     }
 }
 
+/// Sixteen threads of each of two processes make all calls, on their own memory and the other's, while both also change their memory and
+/// look at what the other changes.
+#[test]
+fn everything_at_once() {
+    let stage = Stage::new("everything_at_once", 120);
+    let mut actors = stage.actors(2);
+    let churned = |number: usize| ARENA + (1 + number) * 4096 * PAGE;
+    let made: Vec<(i64, i64)> = actors
+        .iter_mut()
+        .map(|actor| {
+            label(actor);
+            (actor.make(ARENA, PAGES * PAGE), actor.make_all())
+        })
+        .collect();
+    let works: Vec<Vec<String>> = (0..2)
+        .map(|own| {
+            let (mine, yours) = (made[own], made[1 - own]);
+            let targets = format!("{} {ARENA} {PAGES} {} {ARENA} {PAGES}", mine.0, yours.0);
+            let seed = seed() + 100 * own as u64;
+            let calls = (0..16).map(|number| format!("api {} {targets}", seed + number));
+            let changes =
+                (0..2).map(|number| format!("churn {:#x} {PAGES} {}", churned(number), seed + number as u64));
+            let here = actors[own].get_attach(yours.1, churned(own), PAGES * PAGE);
+            let looks = std::iter::once(format!("scan {here:#x} {PAGES} {seed}"));
+            calls.chain(changes).chain(looks).collect()
+        })
+        .collect();
+    let mut all: Vec<&mut Actor> = actors.iter_mut().collect();
+    for report in run(&mut all, &works, &[100; 2]).concat() {
+        expect_clean(&report);
+        assert_eq!(report.get("errno").copied().unwrap_or(0), 0, "{report:?}");
+    }
+    for actor in actors {
+        actor.exit();
+    }
+}
+
 /// Exporter threads change their memory, importer threads look at it, and both do so many steps.
 fn change_and_look(name: &str, changing: (usize, usize), looking: (usize, usize)) {
     let stage = Stage::new(name, 120);

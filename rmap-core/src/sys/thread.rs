@@ -65,6 +65,17 @@ pub(crate) fn widen_affinity() {
     let _ = unsafe { raw::syscall(libc::SYS_sched_setaffinity, [0, BYTES, pointer, 0, 0, 0]) };
 }
 
+#[cfg(rmap_race_detector)]
+unsafe extern "C" {
+    fn __clone(
+        entry: extern "C" fn(*mut c_void) -> i32,
+        stack: *mut c_void,
+        flags: i32,
+        argument: *mut c_void,
+        ...
+    ) -> i32;
+}
+
 /// A child process that shares this process's memory and descriptors, invisible to `wait` calls of the
 /// application.
 #[derive(Debug)]
@@ -73,18 +84,19 @@ pub(crate) struct Sibling {
 }
 
 impl Sibling {
-    /// Starts `entry` on the stack that ends at `stack_top`.
+    /// Starts `entry` on the stack that ends at `stack_top`, with this thread-local storage or, without, that of the calling thread.
     ///
     /// # Safety
-    /// The stack must be mapped, unused and stay so until the sibling is reaped. `entry` must make raw system
+    /// The stack must be mapped, unused and stay so until the sibling is reaped, and storage must be nobody's who runs. `entry` must make raw system
     /// calls only: it has no thread-local storage of its own.
     pub(crate) unsafe fn spawn(
         stack_top: usize,
         entry: extern "C" fn(*mut c_void) -> i32,
         argument: *mut c_void,
+        storage: Option<usize>,
     ) -> SysResult<Self> {
         // SAFETY: the caller's promise.
-        unsafe { Self::clone(stack_top, entry, argument, 0, core::ptr::null_mut()) }
+        unsafe { Self::clone(stack_top, entry, argument, storage, None) }
     }
 
     /// Like [`Self::spawn`]; also gives a descriptor that is readable once the sibling has ended (Linux 5.2).
@@ -95,11 +107,12 @@ impl Sibling {
         stack_top: usize,
         entry: extern "C" fn(*mut c_void) -> i32,
         argument: *mut c_void,
+        storage: Option<usize>,
     ) -> SysResult<(Self, OwnedFd)> {
         let mut fd = -1;
         // SAFETY: the caller's promise; the kernel writes the number of a new descriptor, which is ours alone.
         unsafe {
-            let sibling = Self::clone(stack_top, entry, argument, libc::CLONE_PIDFD, &mut fd)?;
+            let sibling = Self::clone(stack_top, entry, argument, storage, Some(&mut fd))?;
             Ok((sibling, OwnedFd::from_raw_fd(fd)))
         }
     }
@@ -108,14 +121,23 @@ impl Sibling {
         stack_top: usize,
         entry: extern "C" fn(*mut c_void) -> i32,
         argument: *mut c_void,
-        more: i32,
-        descriptor: *mut i32,
+        storage: Option<usize>,
+        descriptor: Option<&mut i32>,
     ) -> SysResult<Self> {
+        // glibc's own name: race detectors have something else under the other.
+        #[cfg(rmap_race_detector)]
+        use __clone as clone;
+        #[cfg(not(rmap_race_detector))]
+        use libc::clone;
         // No exit signal: neither SIGCHLD nor an unexpected child in the application's wait().
-        let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS | more;
+        let mut flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS;
+        flags |= if descriptor.is_some() { libc::CLONE_PIDFD } else { 0 };
+        flags |= if storage.is_some() { libc::CLONE_SETTLS } else { 0 };
         let stack = core::ptr::with_exposed_provenance_mut(stack_top & !15);
+        let descriptor: *mut i32 = descriptor.map_or(core::ptr::null_mut(), core::ptr::from_mut);
+        let storage: *mut c_void = core::ptr::with_exposed_provenance_mut(storage.unwrap_or(0));
         // SAFETY: the promise of the callers.
-        let pid = unsafe { libc::clone(entry, stack, flags, argument, descriptor) };
+        let pid = unsafe { clone(entry, stack, flags, argument, descriptor, storage) };
         if pid < 0 {
             return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN));
         }

@@ -222,9 +222,12 @@ impl Service {
     fn run(&mut self) -> ! {
         self.exporter.live_with_this_thread();
         loop {
-            let patience =
-                self.importer.check_patience(self.calls).into_iter().chain(self.exporter.patience());
-            let patience = patience.min();
+            let mut patience = self.importer.check_patience(self.calls);
+            // Whatever was done since may have brought reports.
+            if self.importer.ask_for_waiters(&self.poller, HOST) {
+                patience = self.importer.check_patience(self.calls);
+            }
+            let patience = patience.into_iter().chain(self.exporter.patience()).min();
             let was_deaf = self.deaf;
             let mut ready = [None; 32];
             let mut count = 0;

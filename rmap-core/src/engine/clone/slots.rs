@@ -7,6 +7,7 @@
 //! `tests/call_slots.rs` goes through the interleavings.
 
 use super::handed::Handed;
+use crate::detector;
 use crate::sys::futex::{self, Word};
 use core::sync::atomic::Ordering;
 
@@ -53,6 +54,7 @@ impl<C, A, const COUNT: usize> Slots<C, A, COUNT> {
         let slot = self.claim();
         // SAFETY: the slot is CLAIMED, by this thread.
         unsafe { slot.call.put(call) };
+        detector::tell();
         slot.state.store(POSTED, Ordering::Release);
         let taken_back =
             || slot.state.compare_exchange(POSTED, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok();
@@ -69,6 +71,7 @@ impl<C, A, const COUNT: usize> Slots<C, A, COUNT> {
             }
             futex::wait(&slot.state, state, None);
         }
+        detector::hear();
         // SAFETY: the slot is DONE: the answer was put in before, and the other side does not come back to it.
         let answer = unsafe { slot.answer.take() };
         self.give_back(slot);

@@ -1,4 +1,4 @@
-//! A thread that maps, unmaps, fills and forgets pages of a range of its own, and checks that they are what it made
+//! A thread that maps, unmaps, protects, fills and forgets pages of a range of its own, and checks that they are what it made
 //! them.
 
 use crate::{
@@ -19,6 +19,7 @@ enum Act {
     Unmap,
     Forget,
     Map,
+    Protect,
     Fill,
 }
 
@@ -61,10 +62,11 @@ impl Churn {
         let first = self.random.below(pages);
         let range = first..first + 1 + self.random.below((pages - first).min(16));
         let whole = self.model[range.clone()].iter().all(Option::is_some);
-        let act = match self.random.below(6) {
+        let act = match self.random.below(7) {
             0 => Act::Unmap,
             1 if whole => Act::Forget,
             2 => Act::Map,
+            3 if whole => Act::Protect,
             _ => Act::Fill,
         };
         if self.recent.len() == REMEMBERED {
@@ -76,6 +78,11 @@ impl Churn {
             Act::Unmap => system::call(libc::SYS_munmap, [at, len, 0, 0, 0, 0]),
             Act::Forget => system::call(libc::SYS_madvise, [at, len, libc::MADV_DONTNEED as usize, 0, 0, 0]),
             Act::Map => system::call(libc::SYS_mmap, [at, len, RW, FRESH, usize::MAX, 0]),
+            // And back: what is in the pages stays.
+            Act::Protect => [libc::PROT_READ as usize, RW]
+                .into_iter()
+                .try_for_each(|prot| system::call(libc::SYS_mprotect, [at, len, prot, 0, 0, 0]).map(drop))
+                .map(|()| 0),
             Act::Fill => Ok(0),
         };
         if let Err(errno) = outcome {
@@ -84,6 +91,7 @@ impl Churn {
         match act {
             Act::Unmap => self.model[range].fill(None),
             Act::Forget | Act::Map => self.model[range].fill(Some(0)),
+            Act::Protect => {}
             Act::Fill => self.fill(range),
         }
         let page = self.random.below(pages);

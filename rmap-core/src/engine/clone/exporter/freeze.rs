@@ -9,9 +9,9 @@
 //! Against parking threads in a signal handler: nothing runs on their stacks, no handler is installed, threads that block
 //! signals stop as well, and none can wake in the middle and pass the range to a system call.
 
+use crate::detector;
 use crate::engine::clone::errand::Errand;
 use crate::own::OwnMemory;
-
 use crate::sys::event::Doorbell;
 use crate::sys::procfs::{self, PathBuffer};
 use crate::sys::ptrace::{self, Change};
@@ -94,7 +94,8 @@ impl Freezer {
 
     /// Begins to stop all threads but the caller. `doorbell` is rung when [`Self::progress`] changes.
     pub(crate) fn start(&mut self, doorbell: BorrowedFd<'_>) -> SysResult<()> {
-        self.send_sibling(doorbell, false)
+        detector::look_away();
+        self.send_sibling(doorbell, false).inspect_err(|_| detector::look_again())
     }
 
     fn send_sibling(&mut self, doorbell: BorrowedFd<'_>, trial: bool) -> SysResult<()> {
@@ -116,9 +117,8 @@ impl Freezer {
                 order: self.order.addr(),
             })
         };
-        let (top, argument) = (self.errand.stack_top(), self.errand.argument());
-        // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
-        let sibling = unsafe { Sibling::spawn(top, sibling_main, argument) }?;
+        // SAFETY: no sibling runs; `sibling_main` makes raw system calls only.
+        let sibling = unsafe { self.errand.send(sibling_main) }?;
         if self.needs_exception {
             ptrace::allow_tracer(sibling.pid());
         }
@@ -199,6 +199,7 @@ impl Freezer {
         futex::wake(&self.shared().thaw);
         if let Some(sibling) = self.sibling.take() {
             sibling.reap();
+            detector::look_again();
         }
         if self.needs_exception {
             ptrace::allow_tracer(0);

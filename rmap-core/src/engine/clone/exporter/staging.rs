@@ -12,7 +12,7 @@ use super::object::Object;
 use crate::counters::{self, Cell};
 use crate::range::Range;
 use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
-use crate::sys::thread::{self, Sibling};
+use crate::sys::thread;
 use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult};
 use core::ffi::c_void;
@@ -97,9 +97,8 @@ impl Staging<'_> {
         };
         let mut sibling = None;
         if order.is_for_two() {
-            let (top, argument) = (self.stager.errand.stack_top(), self.stager.errand.argument());
-            // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only. Without a sibling all is done here.
-            sibling = unsafe { Sibling::spawn(top, sibling_main, argument) }.ok();
+            // SAFETY: the last sibling is reaped; `sibling_main` makes raw system calls only. Without a sibling all is done here.
+            sibling = unsafe { self.stager.errand.send(sibling_main) }.ok();
         }
         order.work();
         if let Some(sibling) = sibling {

@@ -48,6 +48,8 @@ impl Importer {
     /// Notes a thread at a missing page, to ask for the page later.
     pub(super) fn note_fault(&mut self, addr: usize, thread: u32, protected: bool) {
         let page = Range::page_at(addr).start();
+        // It sleeps in one place. A thread that was stopped in its sleep, and goes on, reports the page once more.
+        self.waiters.retain(|waiter| waiter.thread != thread);
         if let Err(errno) = self.waiters.push(Waiter { page, addr, thread, store: protected }) {
             // The thread goes round once more, and asks again.
             log!(Error, "noting a fault: {errno}");
@@ -56,9 +58,10 @@ impl Importer {
     }
 
     /// Asks for the pages that threads sleep on. One question at a time for each 2 MiB: its answer mostly serves the neighbours,
-    /// too.
-    pub(super) fn ask_for_waiters(&mut self, poller: &Poller, token: u64) {
+    /// too. True if anything was asked.
+    pub(crate) fn ask_for_waiters(&mut self, poller: &Poller, token: u64) -> bool {
         let mut index = 0;
+        let mut any = false;
         while let Some(waiter) = self.waiters.get(index).copied() {
             index += 1;
             let block = waiter.page & !(HUGE_PAGE - 1);
@@ -69,12 +72,14 @@ impl Importer {
             if asked {
                 continue;
             }
+            any = true;
             if let Err(error) = self.ask_for(waiter.page, waiter.store, poller, token) {
                 log!(Debug, "{:#x} is a hole: {error}", waiter.addr);
                 self.refuse_page(waiter.page, libc::SIGBUS);
                 index = 0;
             }
         }
+        any
     }
 
     fn ask_for(&mut self, page: usize, store: bool, poller: &Poller, token: u64) -> Result<()> {
@@ -156,6 +161,8 @@ impl Importer {
 
     /// There is nothing at a page, or nothing that may be written: the threads that sleep on it get `signal`. Memory that
     /// appears there later is found all the same.
+    ///
+    /// Other threads may report pages meanwhile, which must be asked for.
     pub(super) fn refuse_page(&mut self, page: usize, signal: i32) {
         let mut index = 0;
         let mut hard = false;
@@ -164,8 +171,14 @@ impl Importer {
                 index += 1;
                 continue;
             }
-            let _ = self.waiters.remove(index);
-            let instruction = match procfs::blocked(waiter.thread) {
+            let blocked = procfs::blocked(waiter.thread);
+            // The same instruction may have come to another page. A thread that sleeps has reported where.
+            self.take_reports(|_| false);
+            let sleeps_here = |other: &Waiter| other.thread == waiter.thread && other.page == page;
+            index = 0;
+            let Some(found) = self.waiters.iter().position(sleeps_here) else { continue };
+            let _ = self.waiters.remove(found);
+            let instruction = match blocked {
                 Ok(Some(Blocked::InFault { instruction })) => instruction,
                 // Another signal has come in between; if the thread touches the page again, it asks again.
                 Ok(_) => continue,

@@ -1,7 +1,7 @@
 //! The signal for a thread that has touched a hole, or stored to memory that is read-only in the exporter.
 
 use crate::engine::clone::errand::Errand;
-use crate::sys::thread::{self, Sibling};
+use crate::sys::thread;
 use crate::sys::{Errno, SysResult, futex, signal};
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -46,8 +46,8 @@ impl FaultSignals {
                 instruction,
             })
         };
-        // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
-        let sibling = unsafe { Sibling::spawn(self.0.stack_top(), sibling_main, self.0.argument()) };
+        // SAFETY: the last sibling is reaped; `sibling_main` makes raw system calls only.
+        let sibling = unsafe { self.0.send(sibling_main) };
         if let Ok(sibling) = sibling {
             // The thread sleeps where a signal wakes it, so this is short; but nothing may hold this thread up.
             while order.done.load(Ordering::Acquire) == 0 {

@@ -10,7 +10,7 @@
 use super::Importer;
 use crate::range::Range;
 use crate::sys::memory;
-use crate::sys::thread::{self, Sibling};
+use crate::sys::thread;
 use crate::sys::uffd::Event;
 use crate::sys::{Errno, SysResult, event};
 use core::ffi::c_void;
@@ -64,9 +64,8 @@ impl Importer {
     fn order(&mut self, from: Range, to: Option<Range>) -> SysResult<()> {
         // SAFETY: every sibling is reaped below.
         let order = unsafe { self.swapper.give(Order { from, to, errno: AtomicU32::new(0) }) };
-        let (top, argument) = (self.swapper.stack_top(), self.swapper.argument());
-        // SAFETY: the stack is ours and idle; `sibling_main` makes raw system calls only.
-        let (sibling, end) = unsafe { Sibling::spawn_with_end(top, sibling_main, argument) }?;
+        // SAFETY: the last sibling is reaped; `sibling_main` makes raw system calls only.
+        let (sibling, end) = unsafe { self.swapper.send_with_end(sibling_main) }?;
         self.read_until_ended(order, &end);
         sibling.reap();
         match order.errno.load(Ordering::Acquire) {
