@@ -11,7 +11,7 @@ use super::{Exporter, Postponed, Resolve, Shared};
 use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
-use crate::own::OwnVec;
+use crate::own::{self, OwnVec};
 use crate::range::Range;
 use crate::sys::maps::Vma;
 use crate::sys::memory::{PAGE, ProtFlags};
@@ -398,12 +398,13 @@ impl Exporter {
 
     /// Whether a device may write to the range while no thread waits for it.
     fn may_be_pinned(&self, range: Range, vma: &Vma) -> Result<bool> {
-        // Objects are mapped shared and writable, too, perhaps in very many places.
-        let behind_objects = |vma: &Vma| {
-            vma.file.and_then(|file| self.objects.of_file(file))?;
-            self.backed.end_of_run(vma.start)
+        // Objects are mapped shared and writable, too, perhaps in very many places. So is own memory.
+        let behind = |vma: &Vma| {
+            let file = vma.file?;
+            let object = self.objects.of_file(file).and_then(|_| self.backed.end_of_run(vma.start));
+            object.or((own::file_id() == Some(file)).then_some(vma.end))
         };
-        if !pins::possible(&self.maps, behind_objects) {
+        if !pins::possible(&self.maps, behind) {
             return Ok(false);
         }
         if vma.shared || vma.file.is_none() {
