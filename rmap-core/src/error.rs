@@ -64,7 +64,34 @@ impl Error {
 /// Result of the calls of this crate.
 pub type Result<T> = core::result::Result<T, Error>;
 
+impl Error {
+    /// Whether the same may work in a moment.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::OutOfResources { errno, .. } if is_passing(*errno))
+    }
+}
+
+/// Whether the kernel lacks something now, or was disturbed. (`EAGAIN`: also of a sibling that somebody has killed.)
+pub(crate) fn is_passing(errno: Errno) -> bool {
+    [
+        Errno::NOMEM,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::AGAIN,
+        Errno::NOBUFS,
+        Errno::NOSPC,
+        Errno::TOOMANYREFS,
+        Errno::INTR,
+    ]
+    .contains(&errno)
+}
+
 /// Names the call in an error of the kernel's.
 pub(crate) fn failed(call: &'static str) -> impl Fn(Errno) -> Error {
     move |errno| Error::OutOfResources { call, errno }
+}
+
+/// Names what is tried in an error of the kernel's that tells whether it is there.
+pub(crate) fn missing(what: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| if is_passing(errno) { failed(what)(errno) } else { Error::Unsupported { what, errno } }
 }

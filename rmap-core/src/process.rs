@@ -43,7 +43,7 @@ struct Tables {
     config: Option<Config>,
     /// What serves this process's own segments.
     chosen: Option<Result<Kind>>,
-    /// What the probes said, by engine.
+    /// What the probes said, by engine, if they could say.
     usable: [Option<Result<()>>; 3],
     permits: Option<HashMap<Id, Held>>,
 }
@@ -147,6 +147,10 @@ impl Tables {
         }
         let chosen = self.choose();
         match chosen {
+            Err(error) if error.is_passing() => {
+                log!(Warn, "whether this process can be served is not known yet: {error}");
+                return chosen;
+            }
             Ok(kind) => log!(Info, "engine: {kind}"),
             Err(error) => log!(Error, "this process cannot be served: {error}"),
         }
@@ -169,6 +173,8 @@ impl Tables {
             match result {
                 Ok(_) => break,
                 Err(Error::Unsupported { errno: Errno::NOENT, .. }) => {}
+                // The next would be chosen for good.
+                Err(error) if error.is_passing() => break,
                 Err(error) => log!(Warn, "engine {kind}: {error}"),
             }
         }
@@ -188,7 +194,9 @@ impl Tables {
                 Kind::Mirror => mirror::probe(),
                 Kind::Driver => self.start_driver().map(drop),
             };
-            self.usable[kind as usize] = Some(usable);
+            if !usable.is_err_and(|error| error.is_passing()) {
+                self.usable[kind as usize] = Some(usable);
+            }
             usable
         })
     }

@@ -47,6 +47,8 @@ pub struct Setup {
     pub env: Vec<(&'static str, String)>,
     /// Where its standard error goes.
     pub log: Option<Log>,
+    /// It leads a process group of its own, as a job of a batch system does.
+    pub leads: bool,
 }
 
 impl Setup {
@@ -59,6 +61,13 @@ impl Setup {
     #[must_use]
     pub fn and_env(mut self, name: &'static str, value: &str) -> Self {
         self.env.push((name, value.to_owned()));
+        self
+    }
+
+    /// In a process group of its own.
+    #[must_use]
+    pub fn leading(mut self) -> Self {
+        self.leads = true;
         self
     }
 
@@ -164,6 +173,9 @@ impl Stage {
         if let Some((user, group)) = setup.user {
             command.uid(user).gid(group);
         }
+        if setup.leads {
+            command.process_group(0);
+        }
         #[expect(clippy::zombie_processes, reason = "the stage waits for it by its id")]
         let child =
             command.spawn().unwrap_or_else(|why| panic!("cannot run {}: {why}", actor_program().display()));
@@ -253,6 +265,12 @@ impl Actor {
         assert_eq!(self.owed, 0, "an answer is owed");
         self.tell(command);
         self.answer()
+    }
+
+    /// As [`Actor::ask`], or gives `None` if the process is gone.
+    pub fn ask_if_alive(&mut self, command: &str) -> Option<Reply> {
+        self.tell(command);
+        self.answer_if_alive()
     }
 
     /// A command that must work.
@@ -451,7 +469,7 @@ impl Actor {
         let remote = [RemoteIoVec { base: address, len: PAGE }];
         match process_vm_readv(Pid::from_raw(self.pid), &mut [IoSliceMut::new(&mut page[..])], &remote) {
             Ok(PAGE) => Some(page),
-            Ok(_) | Err(Errno::EFAULT) => None,
+            Ok(_) | Err(Errno::EFAULT | Errno::ESRCH) => None,
             Err(why) => panic!("process_vm_readv of {}: {why}", self.pid),
         }
     }
@@ -601,6 +619,37 @@ impl Actor {
             assert!(Instant::now() < until, "waited in vain: {what}\n{}", self.stage.describe());
             std::thread::sleep(Duration::from_micros(100));
         }
+    }
+
+    // ---- limits ----
+
+    /// Limits a resource of the actor's, in a way that it can undo; gives the limit of before.
+    ///
+    /// # Panics
+    ///
+    /// If that is not allowed.
+    pub fn limit(&self, resource: u32, limit: u64) -> u64 {
+        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the kernel writes the limits of before.
+        let asked = unsafe { libc::prlimit(self.pid, resource, std::ptr::null(), &raw mut before) };
+        assert_eq!(asked, 0, "prlimit: {}", Errno::last());
+        let new = libc::rlimit { rlim_cur: limit.min(before.rlim_max), rlim_max: before.rlim_max };
+        // SAFETY: the kernel reads the new limits.
+        let set = unsafe { libc::prlimit(self.pid, resource, &raw const new, std::ptr::null_mut()) };
+        assert_eq!(set, 0, "prlimit: {}", Errno::last());
+        before.rlim_cur
+    }
+
+    /// A number of kB from the actor's `/proc/PID/status`.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there.
+    pub fn status_kib(&self, field: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the status");
+        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("no {field} in the status of {}", self.pid))
     }
 
     // ---- life ----

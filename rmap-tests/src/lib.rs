@@ -18,6 +18,7 @@
 //! | `RMAP_SOAK_SECONDS` | run the random tests this long |
 
 mod actor;
+mod calls;
 mod descriptors;
 mod engine;
 mod log;
@@ -26,6 +27,7 @@ mod namespaces;
 pub mod pattern;
 mod random;
 mod stage;
+mod supervisor;
 mod tracer;
 mod wire;
 
@@ -37,6 +39,7 @@ pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_i
 pub use namespaces::Ids;
 pub use random::{Random, rounds, seed, soak};
 pub use stage::{BOARD_LEN, Board, Stage};
+pub use supervisor::{Action, Call, Caller, Plan, Supervisor, Watch};
 pub use tracer::{Entered, Tracer};
 pub use wire::{Door, Parcel, Wire, counter};
 

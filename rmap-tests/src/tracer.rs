@@ -1,6 +1,6 @@
 //! Watches the system calls of an actor's threads.
 
-use crate::{Actor, maps::task_blocked_in, tasks};
+use crate::{Actor, calls, maps::task_blocked_in, tasks};
 use nix::{
     errno::Errno,
     sys::{
@@ -24,36 +24,7 @@ pub struct Entered {
 impl Entered {
     /// The name of the call, of those that the library makes, or its number.
     pub fn name(&self) -> String {
-        const NAMES: [(i64, &str); 26] = [
-            (libc::SYS_clock_gettime, "clock_gettime"),
-            (libc::SYS_gettid, "gettid"),
-            (libc::SYS_clone, "clone"),
-            (libc::SYS_close, "close"),
-            (libc::SYS_connect, "connect"),
-            (libc::SYS_dup3, "dup3"),
-            (libc::SYS_epoll_ctl, "epoll_ctl"),
-            (libc::SYS_epoll_pwait, "epoll_pwait"),
-            (libc::SYS_epoll_wait, "epoll_wait"),
-            (libc::SYS_fcntl, "fcntl"),
-            (libc::SYS_fstat, "fstat"),
-            (libc::SYS_futex, "futex"),
-            (libc::SYS_getsockopt, "getsockopt"),
-            (libc::SYS_ioctl, "ioctl"),
-            (libc::SYS_madvise, "madvise"),
-            (libc::SYS_mmap, "mmap"),
-            (libc::SYS_mprotect, "mprotect"),
-            (libc::SYS_mremap, "mremap"),
-            (libc::SYS_munmap, "munmap"),
-            (libc::SYS_openat, "openat"),
-            (libc::SYS_poll, "poll"),
-            (libc::SYS_pread64, "pread64"),
-            (libc::SYS_read, "read"),
-            (libc::SYS_recvmsg, "recvmsg"),
-            (libc::SYS_sendmsg, "sendmsg"),
-            (libc::SYS_write, "write"),
-        ];
-        let known = NAMES.iter().find(|(number, _)| *number == self.number);
-        known.map_or_else(|| format!("call {}", self.number), |(_, name)| (*name).to_owned())
+        calls::name(self.number)
     }
 
     /// Whether it is the write of an actor's answer.

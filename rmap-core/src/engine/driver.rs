@@ -1,7 +1,7 @@
 //! The driver engine: XPMEM's own kernel module, or what stands for it, does everything. Calls go through as they are, with the driver's ids.
 
 use crate::abi;
-use crate::error::{Error, Result, failed};
+use crate::error::{self, Error, Result, failed};
 use crate::id::Id;
 use crate::log::log;
 use crate::sys::device::{self, xpmem};
@@ -33,7 +33,7 @@ impl Device {
 }
 
 fn missing(errno: Errno) -> Error {
-    Error::Unsupported { what: "/dev/xpmem", errno }
+    error::missing("/dev/xpmem")(errno)
 }
 
 /// Gives the driver's answer its name here.

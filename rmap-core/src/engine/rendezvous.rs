@@ -8,9 +8,12 @@ use std::os::fd::OwnedFd;
 
 fn random() -> Result<u64> {
     let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(failed("getrandom"))?;
-    Ok(u64::from_ne_bytes(bytes))
+    loop {
+        match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+            Err(Errno::INTR) => {}
+            drawn => return drawn.map(|_| u64::from_ne_bytes(bytes)).map_err(failed("getrandom")),
+        }
+    }
 }
 
 /// Draws a name for an engine of this process, and listens there.

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 #[derive(Debug)]
 pub(crate) struct Poller(OwnedFd);
 
+const INPUT: i32 = libc::EPOLLIN | libc::EPOLLRDHUP;
+
 /// One ready descriptor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ready {
@@ -23,8 +25,8 @@ impl Poller {
         Ok(Self(rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?))
     }
 
-    fn control(&self, op: i32, fd: i32, token: u64, writable: bool) -> SysResult<()> {
-        let events = libc::EPOLLIN | libc::EPOLLRDHUP | if writable { libc::EPOLLOUT } else { 0 };
+    fn control(&self, op: i32, fd: impl AsFd, token: u64, events: i32) -> SysResult<()> {
+        let fd = fd.as_fd().as_raw_fd();
         let event = libc::epoll_event { events: events as u32, u64: token };
         let args = [
             self.0.as_raw_fd() as usize,
@@ -40,17 +42,23 @@ impl Poller {
 
     /// Watches `fd` for input.
     pub(crate) fn add(&self, fd: impl AsFd, token: u64) -> SysResult<()> {
-        self.control(libc::EPOLL_CTL_ADD, fd.as_fd().as_raw_fd(), token, false)
+        self.control(libc::EPOLL_CTL_ADD, fd, token, INPUT)
     }
 
     /// Watches `fd` for input and, if `writable`, for room to write.
     pub(crate) fn change(&self, fd: impl AsFd, token: u64, writable: bool) -> SysResult<()> {
-        self.control(libc::EPOLL_CTL_MOD, fd.as_fd().as_raw_fd(), token, writable)
+        let events = INPUT | if writable { libc::EPOLLOUT } else { 0 };
+        self.control(libc::EPOLL_CTL_MOD, fd, token, events)
+    }
+
+    /// Tells nothing of `fd` until [`Self::change`] but that the other end has hung up. Unlike removing and adding it, this takes no memory.
+    pub(crate) fn pause(&self, fd: impl AsFd, token: u64) -> SysResult<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, token, 0)
     }
 
     /// Watches `fd` no more.
     pub(crate) fn remove(&self, fd: impl AsFd) {
-        let _ = self.control(libc::EPOLL_CTL_DEL, fd.as_fd().as_raw_fd(), 0, false);
+        let _ = self.control(libc::EPOLL_CTL_DEL, fd, 0, 0);
     }
 
     /// Sleeps until something is ready, at most for `limit`; calls `each` for every ready descriptor.

@@ -260,12 +260,13 @@ pub(crate) fn sealed_memfd(name: &core::ffi::CStr, size: u64) -> SysResult<Owned
 
 /// Frees the pages of `[offset, offset + len)`: every mapping of them, in any process, loses them before this returns.
 pub(crate) fn punch(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
-    rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::io::retry_on_intr(|| rustix::fs::fallocate(&fd, flags, offset, len))
 }
 
 /// Gives `[offset, offset + len)` zeroed pages where it has none.
 pub(crate) fn allocate(fd: impl AsFd, offset: u64, len: u64) -> SysResult<()> {
-    rustix::fs::fallocate(fd, FallocateFlags::KEEP_SIZE, offset, len)
+    rustix::io::retry_on_intr(|| rustix::fs::fallocate(&fd, FallocateFlags::KEEP_SIZE, offset, len))
 }
 
 /// Writes `len` bytes of this process's memory at `addr` to `fd` at `offset`; returns how many were written.

@@ -204,14 +204,16 @@ pub(crate) fn waits_for_event(tid: u32) -> SysResult<Option<bool>> {
     Ok(text.map(|text| text.starts_with(b"userfaultfd_event_wait")))
 }
 
-/// Whether thread `tid` would not see signal `number` now: it blocks or the process ignores it.
-pub(crate) fn signal_held_back(tid: u32, number: i32) -> bool {
+/// Whether thread `tid` would not see signal `number` now, as far as is known: it blocks or the process ignores it.
+///
+/// # Errors
+/// There is no descriptor or no memory to find out with.
+pub(crate) fn signal_held_back(tid: u32, number: i32) -> SysResult<bool> {
     let mut buffer = [0; 4096];
-    let Ok(Some(text)) = about_thread(tid, "status", &mut buffer) else {
-        return true;
-    };
+    let Some(text) = about_thread(tid, "status", &mut buffer)? else { return Ok(true) };
     let bit = 1 << (number - 1);
-    [&b"SigBlk:"[..], b"SigIgn:"].iter().any(|key| field(text, key, 16).is_none_or(|mask| mask & bit != 0))
+    let has_it = |key: &&[u8]| field(text, key, 16).is_none_or(|mask| mask & bit != 0);
+    Ok([&b"SigBlk:"[..], b"SigIgn:"].iter().any(has_it))
 }
 
 #[cfg(test)]

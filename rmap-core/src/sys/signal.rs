@@ -24,16 +24,22 @@ pub(crate) fn queue_fault(signal: i32, pid: u32, tid: u32, addr: usize) -> SysRe
     unsafe { raw::syscall(libc::SYS_rt_tgsigqueueinfo, args) }.map(drop)
 }
 
-/// Raises `SIGBUS` or `SIGSEGV` at a thread of another process as the kernel would: `si_code` is `BUS_ADRERR` or `SEGV_ACCERR`. The
+/// Raises `SIGBUS` or `SIGSEGV` at a thread of another process as the kernel would; `queue` sends it by [`queue_fault`], and `si_code` becomes `BUS_ADRERR` or `SEGV_ACCERR`. The
 /// caller becomes its tracer for the moment. A thread that is not at `instruction` any more has left its access for a signal
 /// handler: it gets no signal, and if it comes back to the access, it asks again.
 ///
 /// # Errors
 /// `EPERM` while somebody else traces the thread; `ESRCH` if it is gone.
-pub(crate) fn raise_fault(signal: i32, pid: u32, tid: u32, addr: usize, instruction: usize) -> SysResult<()> {
+pub(crate) fn raise_fault(
+    signal: i32,
+    tid: u32,
+    addr: usize,
+    instruction: usize,
+    queue: impl FnOnce() -> SysResult<()>,
+) -> SysResult<()> {
     const BUS_ADRERR_OR_SEGV_ACCERR: i32 = 2;
     ptrace::seize(tid)?;
-    queue_fault(signal, pid, tid, addr)?;
+    queue()?;
     loop {
         match ptrace::wait()? {
             (_, Change::AtSignal(arrived)) if arrived == signal => {

@@ -14,7 +14,7 @@ use super::windows::Windows;
 use crate::config::Config;
 use crate::counters::{self, Cell, sheet};
 use crate::engine::{Kind, rendezvous};
-use crate::error::{Error, Result, failed};
+use crate::error::{Result, failed, missing};
 use crate::id::Endpoint;
 use crate::log::{self, log};
 use crate::own::{self, OwnMemory};
@@ -22,9 +22,10 @@ use crate::range::Range;
 use crate::sys::event::{Doorbell, Poller, Ready};
 use crate::sys::futex::{self, Word};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
-use crate::sys::{Errno, SysResult, event, fd, procfs, socket, thread};
+use crate::sys::{Errno, SysResult, fd, procfs, socket, thread};
 use core::ffi::c_void;
 use core::sync::atomic::Ordering;
+use core::time::Duration;
 use std::os::fd::{AsFd, OwnedFd};
 
 const BELL: u64 = 7 << 32;
@@ -34,16 +35,21 @@ const WATCHER: u64 = 3 << 32;
 const TRAP: u64 = 4 << 32;
 const CLIENT: u64 = 5 << 32;
 const HOST: u64 = 6 << 32;
+/// The process that stops threads has ended: it may have been killed.
+const SIBLING: u64 = 8 << 32;
 const KIND: u64 = !0 << 32;
 
 const STACK: usize = 512 << 10;
+
+/// How long those who knock wait while nobody can be let in. Nothing tells when there are descriptors or memory again.
+const DEAF: Duration = Duration::from_millis(100);
 
 /// What the service thread owns.
 struct Service {
     endpoint: Endpoint,
     listener: OwnedFd,
-    /// Nobody can be let in now.
-    deaf: bool,
+    /// Why nobody can be let in now.
+    deaf: Option<Errno>,
     poller: Poller,
     /// Rung by siblings.
     doorbell: Doorbell,
@@ -74,9 +80,8 @@ fn place_in_own_memory<T>(value: T) -> Result<&'static mut T> {
 /// Tries what the engine needs of the kernel, and leaves nothing behind.
 ///
 /// # Errors
-/// [`Error::Unsupported`] names what is missing.
+/// [`Unsupported`](crate::Error::Unsupported) names what is missing.
 pub(crate) fn probe(config: Config) -> Result<()> {
-    let missing = |what| move |errno| Error::Unsupported { what, errno };
     let size = memory::task_size() as u64 + PAGE as u64;
     let what = "a sparse file as large as the address space (RLIMIT_FSIZE)";
     memory::check_file_limit(size).map_err(missing(what))?;
@@ -95,15 +100,10 @@ pub(crate) fn probe(config: Config) -> Result<()> {
 }
 
 fn probe_kernel(config: Config) -> Result<()> {
-    let missing = |what| move |errno| Error::Unsupported { what, errno };
     Importer::probe()?;
     let mut exporter = Exporter::new(config)?;
     let doorbell = Doorbell::new().map_err(missing("eventfd"))?;
-    let poller = Poller::new().map_err(missing("epoll"))?;
-    poller.add(&doorbell, 0).map_err(missing("epoll"))?;
-    exporter.probe(&doorbell, || {
-        let _ = poller.wait(None, |_| {});
-    })
+    exporter.probe(&doorbell)
 }
 
 /// Stops the threads of this process for a moment, if that can be done.
@@ -115,7 +115,7 @@ pub(crate) fn probe_stopping() -> SysResult<()> {
 
 fn stop_for_a_moment() -> SysResult<()> {
     let (mut freezer, doorbell) = (Freezer::new()?, Doorbell::new()?);
-    freezer.probe(&doorbell, || event::wait_for_any([doorbell.as_fd()]))
+    freezer.probe(&doorbell)
 }
 
 /// What the thread that starts the service thread waits for.
@@ -129,7 +129,7 @@ struct Start {
 /// Starts the service thread of this process.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where the kernel does not offer what the engine needs.
+/// [`Unsupported`](crate::Error::Unsupported) where the kernel does not offer what the engine needs.
 pub(crate) fn start(config: Config) -> Result<Running> {
     // Not own memory, which a forked child does not have: glibc keeps the thread's descriptor on the stack, and visits it in
     // the child. Guard pages on both sides keep the kernel from joining it with memory that is adopted.
@@ -167,7 +167,6 @@ pub(crate) fn start(config: Config) -> Result<Running> {
 
 /// Makes everything that the service thread needs, for the calling thread to be it.
 fn set_up(config: Config, stack: (usize, usize)) -> Result<(&'static mut Service, Running)> {
-    let missing = |what| move |errno| Error::Unsupported { what, errno };
     let table = fd::leave_shared_table(log::enabled(log::Level::Error));
     table.map_err(missing("a table of descriptors for one thread (close_range, Linux 5.9)"))?;
     let mut exporter = Exporter::new(config)?;
@@ -190,7 +189,7 @@ fn set_up(config: Config, stack: (usize, usize)) -> Result<(&'static mut Service
     for (fd, token) in watched.into_iter().chain(importer.reporters().map(|fd| (fd, TRAP))) {
         poller.add(fd, token).map_err(failed("epoll_ctl"))?;
     }
-    let service = Service { endpoint, listener, deaf: false, poller, doorbell, calls, exporter, importer };
+    let service = Service { endpoint, listener, deaf: None, poller, doorbell, calls, exporter, importer };
     Ok((place_in_own_memory(service)?, Running { endpoint, calls, windows }))
 }
 
@@ -227,8 +226,9 @@ impl Service {
             if self.importer.ask_for_waiters(&self.poller, HOST) {
                 patience = self.importer.check_patience(self.calls);
             }
-            let patience = patience.into_iter().chain(self.exporter.patience()).min();
-            let was_deaf = self.deaf;
+            let patience = patience.into_iter().chain(self.exporter.patience());
+            let patience = patience.chain(self.deaf.map(|_| DEAF)).min();
+            let was_deaf = self.deaf.is_some();
             let mut ready = [None; 32];
             let mut count = 0;
             let waited = self.poller.wait(patience, |event| {
@@ -253,7 +253,9 @@ impl Service {
             for event in ready.iter().flatten().filter(|event| knocking(event)) {
                 self.dispatch(event);
             }
-            if let Some(ticket) = self.exporter.step(self.calls, &self.doorbell) {
+            self.importer.try_again(self.calls, &self.poller, HOST);
+            self.exporter.try_again(&self.poller, CLIENT);
+            if let Some(ticket) = self.exporter.step(self.calls, &self.doorbell, (&self.poller, SIBLING)) {
                 self.calls.answer(ticket, Ok(Answer::Done));
             }
             self.exporter.catch_up_clients(&self.poller, CLIENT);
@@ -274,24 +276,30 @@ impl Service {
 
     /// Lets others in again, when something has happened since that was impossible.
     fn listen_again(&mut self, was_deaf: bool) {
-        if self.deaf && was_deaf && self.poller.add(&self.listener, LISTENER).is_ok() {
-            self.deaf = false;
+        if was_deaf && self.poller.change(&self.listener, LISTENER, false).is_ok() {
+            self.let_in();
         }
     }
 
     /// Lets in who knocks. Without a free descriptor, a guest makes room.
     fn let_in(&mut self) {
         loop {
-            let accepted = socket::accept(&self.listener);
+            let accepted = self.exporter.has_room().and_then(|()| socket::accept(&self.listener));
             match accepted.and_then(|accepted| accepted.map(fd::to_last).transpose()) {
-                Ok(Some(fd)) => return self.exporter.connected(fd, &self.poller, CLIENT),
-                Ok(None) => return,
-                Err(Errno::MFILE) if self.exporter.dismiss_guest() => {}
+                Ok(accepted) => {
+                    self.deaf = None;
+                    if let Some(fd) = accepted {
+                        self.exporter.connected(fd, &self.poller, CLIENT);
+                    }
+                    return;
+                }
+                Err(Errno::MFILE) if self.exporter.dismiss_guest(&self.poller, CLIENT) => {}
                 Err(errno) => {
-                    log!(Error, "accept: {errno}");
+                    if self.deaf.replace(errno) != Some(errno) {
+                        log!(Error, "nobody can be let in: accept: {errno}");
+                    }
                     // It would be ready for ever.
-                    self.poller.remove(&self.listener);
-                    self.deaf = true;
+                    let _ = self.poller.pause(&self.listener, LISTENER);
                     return;
                 }
             }
@@ -319,7 +327,7 @@ impl Service {
                     self.exporter.client_writable(number, &self.poller, CLIENT);
                 }
                 if event.readable || event.hung_up {
-                    self.exporter.client_readable(number);
+                    self.exporter.client_readable(number, &self.poller, CLIENT);
                 }
             }
             HOST => {
@@ -360,10 +368,8 @@ impl Service {
                 self.importer.catch_up(grant, self.calls, &self.poller, HOST);
                 let own = self.importer.is_own(grant, self.endpoint);
                 let replaced = place.and_then(|place| Range::new(place, remote.len()));
-                if let Some(range) = replaced {
-                    self.exporter.is_to_be_replaced(range);
-                }
-                let mapped = self.importer.map(grant, remote, place);
+                let free = replaced.map_or(Ok(()), |range| self.exporter.is_to_be_replaced(range));
+                let mapped = free.and_then(|()| self.importer.map(grant, remote, place));
                 if let Some(range) = replaced {
                     self.exporter.may_be_replaced(range);
                 }

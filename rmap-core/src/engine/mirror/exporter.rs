@@ -3,7 +3,7 @@
 use super::super::protocol::{self, Access, Message};
 use super::super::rights::{Creator, Party};
 use super::super::{Kind, rendezvous};
-use crate::error::{Error, Result, failed};
+use crate::error::{self, Error, Result, failed};
 use crate::id::{Endpoint, Id};
 use crate::log::log;
 use crate::range::Range;
@@ -82,8 +82,8 @@ fn open_control() -> SysResult<OwnedFd> {
 /// # Errors
 /// [`Error::Unsupported`] names what is missing.
 pub(crate) fn probe() -> Result<()> {
-    let missing = |errno| Error::Unsupported { what: "/dev/rmap", errno };
-    let control = open_control().map_err(missing)?;
+    let missing = error::missing("/dev/rmap");
+    let control = open_control().map_err(&missing)?;
     match mirror::is_known(&control) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Unsupported { what: "/dev/rmap of this version", errno: Errno::NOSYS }),

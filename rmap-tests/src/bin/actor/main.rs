@@ -19,6 +19,7 @@ mod library;
 mod memory;
 mod mutex;
 mod revoke;
+mod supervise;
 mod system;
 mod threads;
 mod trap;
@@ -89,6 +90,7 @@ fn execute(line: &str) -> Outcome {
         "progress" => threads::progress(&mut arguments),
         "fork" => system::fork(&mut arguments),
         "mutex" => mutex::init(&mut arguments),
+        "supervise" => supervise::supervise(),
         "rounds" => revoke::rounds(&mut arguments),
         _ => memory::command(verb, &mut arguments).unwrap_or_else(|| system::command(verb, &mut arguments)),
     }

@@ -1,6 +1,7 @@
 //! System calls, signals, fork and exec.
 
 use crate::command::{Arguments, Failure, Outcome};
+use rmap_tests::PAGE;
 use std::{
     ffi::{CString, c_void},
     mem,
@@ -64,6 +65,7 @@ pub(crate) fn command(verb: &str, arguments: &mut Arguments<'_>) -> Outcome {
             call(number, values).map(|value| value.to_string()).map_err(Failure::Errno)
         }
         "seteuid" => set_euid(arguments.number()?),
+        "crowd" => crowd(arguments.number()?, arguments.number()?),
         "sbrk" => sbrk(arguments.number()?),
         "malloc" => malloc(arguments.number()?),
         "realloc" => realloc(arguments.number()?, arguments.number()?),
@@ -79,6 +81,17 @@ pub(crate) fn command(verb: &str, arguments: &mut Arguments<'_>) -> Outcome {
 fn set_euid(user: u32) -> Outcome {
     // SAFETY: takes a number only.
     if unsafe { libc::seteuid(user) } == 0 { Ok(String::new()) } else { Err(Failure::Errno(errno())) }
+}
+
+/// `crowd ADDRESS PAGES`: splits a mapping into as many as the process may have. Answers with how many pages that took.
+fn crowd(address: usize, pages: usize) -> Outcome {
+    let changed = (0..pages).take_while(|page| {
+        let prot = if page % 2 == 0 { libc::PROT_READ } else { libc::PROT_NONE };
+        let at = ptr::with_exposed_provenance_mut(address + page * PAGE);
+        // SAFETY: memory that the test has set aside for this.
+        unsafe { libc::mprotect(at, PAGE, prot) == 0 }
+    });
+    Ok(changed.count().to_string())
 }
 
 fn sbrk(by: i64) -> Outcome {

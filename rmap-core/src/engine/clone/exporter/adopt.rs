@@ -158,14 +158,14 @@ pub(crate) unsafe fn adopt(
         huge_pages.note(range, staging.collapsed());
     }
     if !still_stopped() {
-        return Err(undo(Error::OutOfResources { call: "stopping the threads", errno: Errno::CHILD }));
+        return Err(undo(Error::OutOfResources { call: "stopping the threads", errno: Errno::AGAIN }));
     }
     // To replace what the application watches would wait for the application. Only this tells: what cannot be watched is not watched.
     if watchers.watch(Range::page_at(range.start())) == Err(Errno::BUSY) {
         return object.punch(range).map(|()| Adopted::Foreign).map_err(failed("fallocate"));
     }
     // Also what was watched before: where a file was until a moment ago, say.
-    watchers.forget(range);
+    watchers.forget(range).map_err(failed("UFFDIO_UNREGISTER")).map_err(undo)?;
     if attributes.huge_pages == HugePageAdvice::Unasked {
         attributes.huge_pages = huge_page_advice(maps, range);
     }
@@ -265,7 +265,7 @@ pub(crate) fn privatize_moved(
     // SAFETY: only narrows what may be done with the staging area.
     unsafe { memory::protect(staging, to.len(), prot) }.map_err(failed("mprotect")).map_err(undo)?;
     // Replacing a watched range would raise an event that this very thread would have to read.
-    watchers.forget(to);
+    watchers.forget(to).map_err(failed("UFFDIO_UNREGISTER")).map_err(undo)?;
     // SAFETY: the staging area shows the same bytes, and nobody writes to the range (callers see to that).
     unsafe { memory::move_over(staging, to.len(), to.start()) }.map_err(failed("mremap")).map_err(|error| {
         let _ = watchers.watch(to);
@@ -300,7 +300,7 @@ pub(crate) unsafe fn give_own_file(
     // SAFETY: the view is ours.
     let _ = unsafe { memory::unmap(view, range.len()) };
     copied.map_err(failed("pread"))?;
-    watchers.forget(range);
+    watchers.forget(range).map_err(failed("UFFDIO_UNREGISTER"))?;
     // SAFETY: the file shows the same bytes, and nobody writes to the range.
     unsafe { memory::map_over(range.start(), range.len(), prot, MapFlags::SHARED, fd.as_fd(), 0) }
         .map_err(failed("mmap"))
@@ -344,7 +344,7 @@ fn copy_out(
 /// Brings memory that `mremap` has moved to `to` from `from` back to where its address says, in `home`. The range that `vma` maps starts at
 /// `to.start()`.
 ///
-/// The mover is held in its call meanwhile; nobody else can know the new address yet.
+/// The mover is held in its call meanwhile; nobody else can know the new address yet. The range is not watched afterwards.
 pub(crate) fn rehome(
     source: &Object,
     home: &Object,
@@ -365,11 +365,11 @@ pub(crate) fn rehome(
         }
         rest = Range::between(data.end(), old.end());
     }
-    watchers.forget(to);
+    watchers.forget(to).map_err(failed("UFFDIO_UNREGISTER"))?;
     // SAFETY: the object shows the same bytes at the new place.
     unsafe { map_home(home, to, prot) }.map_err(failed("mmap"))?;
     placement.give(to, policy);
-    watchers.watch(to).map_err(failed("UFFDIO_REGISTER"))
+    Ok(())
 }
 
 /// Copies pages from one object to another, through a mapping of the source.

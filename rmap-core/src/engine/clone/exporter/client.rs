@@ -5,14 +5,14 @@ use super::object::Object;
 use super::rights::{Creator, Party, User};
 use super::status::Status;
 use crate::counters::rows::Row;
-use crate::error::{Error, Result, failed};
+use crate::error::{Error, Result, failed, is_passing};
 use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::event::Poller;
 use crate::sys::socket;
 use crate::sys::{Errno, SysResult};
 use core::time::Duration;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// A permit that the importer holds.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,12 @@ pub(crate) struct Client {
     overdue: bool,
     /// Room in its socket is waited for.
     awaited: bool,
+    /// Its socket is watched.
+    watched: bool,
+    /// What could not be done for want of something.
+    unhandled: Option<Message>,
+    /// The last such message.
+    tried: Option<Message>,
     /// It has been shown a file.
     maps_files: bool,
     /// It has the status word.
@@ -77,6 +83,9 @@ impl Client {
             closed: OwnVec::new(),
             overdue: false,
             awaited: false,
+            watched: false,
+            unhandled: None,
+            tried: None,
             maps_files: false,
             has_status: false,
             told: 0,
@@ -85,10 +94,6 @@ impl Client {
             held_since: None,
             slow: false,
         })
-    }
-
-    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 
     /// Effective user of the process at the other end.
@@ -104,11 +109,37 @@ impl Client {
         creator.allows(mode, &self.party, &self.socket, access)
     }
 
+    /// Has its socket watched. What fails is tried again by [`Self::catch_up`].
+    pub(crate) fn watch(&mut self, poller: &Poller, token: u64) {
+        self.watched = poller.add(&self.socket, token).is_ok();
+    }
+
+    /// A message waits for something that may be there in a moment.
+    pub(crate) fn is_to_be_tried_again(&self) -> bool {
+        self.unhandled.is_some() || !self.watched
+    }
+
+    /// Has a message come again in a moment, before all others. True if it has not been tried before.
+    pub(crate) fn handle_again(&mut self, message: Message, poller: &Poller, token: u64) -> bool {
+        self.unhandled = Some(message);
+        let _ = poller.pause(&self.socket, token);
+        self.tried.replace(message) != Some(message)
+    }
+
+    /// Has messages come again after [`Self::handle_again`].
+    pub(crate) fn resume(&mut self, poller: &Poller, token: u64) {
+        self.awaited = false;
+        let _ = poller.change(&self.socket, token, false);
+    }
+
     /// The next message, if there is one.
     pub(crate) fn receive(&mut self) -> Result<Option<Message>> {
+        if let Some(message) = self.unhandled.take() {
+            return Ok(Some(message));
+        }
         let mut bytes = [0; protocol::SIZE + 1];
         match socket::receive(&self.socket, &mut bytes) {
-            Err(Errno::AGAIN) => Ok(None),
+            Err(errno) if is_passing(errno) => Ok(None),
             Err(errno) => Err(failed("recvmsg")(errno)),
             Ok((len, _)) => Message::decode(&bytes[..len])
                 .map(Some)
@@ -118,7 +149,16 @@ impl Client {
 
     /// Sends an answer. An importer that asks without reading answers is not served any more.
     fn send(&self, message: Message, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
-        socket::send(&self.socket, &message.encode(), descriptor).map_err(failed("sendmsg"))
+        socket::send(&self.socket, &message.encode(), descriptor).map_err(|errno| match errno {
+            Errno::AGAIN => Error::Invalid("questions of one who does not read answers"),
+            errno => failed("sendmsg")(errno),
+        })
+    }
+
+    /// Says what must not be lost; false if it is to be said later.
+    fn says(&self, message: Message) -> bool {
+        // One who is gone need not be told.
+        !socket::send(&self.socket, &message.encode(), None).is_err_and(is_passing)
     }
 
     pub(crate) fn refuse(&self, request: u32, error: &Error) -> Result<()> {
@@ -170,7 +210,7 @@ impl Client {
         // Each grant brings its descriptor: permits of different access get different ones.
         let descriptor = base.descriptor(access == Access::ReadWrite);
         let granted = Message::Granted { request, grant: grant.number, serial: base.serial, range };
-        self.send(granted, Some(descriptor))
+        self.send(granted, Some(descriptor)).inspect_err(|_| self.release(grant.number))
     }
 
     /// It can do nothing but ask for a permit.
@@ -192,15 +232,17 @@ impl Client {
     /// Ends the permits of a segment; true if there were any.
     pub(crate) fn lose_segment(&mut self, segment: u32, number: u32) -> bool {
         let mut any = false;
-        let mut unsaid = false;
-        for grant in self.grants.iter_mut().filter(|grant| grant.segment == segment && !grant.removed) {
+        for index in 0..self.grants.len() {
+            let grant = &mut self.grants[index];
+            if grant.segment != segment || grant.removed {
+                continue;
+            }
             any = true;
             grant.removed = true;
             self.told = number;
             let message = Message::Removed { grant: grant.number, number };
-            unsaid |= socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN);
+            self.overdue |= !self.says(message);
         }
-        self.overdue |= unsaid;
         self.owes |= any && self.maps_files;
         any
     }
@@ -215,7 +257,7 @@ impl Client {
         }
         // Never before the end of a permit that began with it.
         let message = Message::Closed { serial };
-        if self.overdue || socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN) {
+        if self.overdue || !self.says(message) {
             self.overdue = true;
             self.closed.push(serial)?;
         }
@@ -229,10 +271,7 @@ impl Client {
         }
         self.told = number;
         self.owes = true;
-        let message = Message::Stale { range, number };
-        if socket::send(&self.socket, &message.encode(), None) == Err(Errno::AGAIN) {
-            self.overdue = true;
-        }
+        self.overdue |= !self.says(Message::Stale { range, number });
     }
 
     /// It maps nothing any more that this notice or an earlier one told of.
@@ -279,6 +318,9 @@ impl Client {
 
     /// Waits for room to say what is overdue.
     pub(crate) fn catch_up(&mut self, poller: &Poller, token: u64) {
+        if !self.watched {
+            self.watch(poller, token);
+        }
         if self.overdue && !self.awaited {
             self.awaited = poller.change(&self.socket, token, true).is_ok();
         }
@@ -302,7 +344,7 @@ impl Client {
         for message in messages.iter() {
             match socket::send(&self.socket, &message.encode(), None) {
                 Ok(()) => {}
-                Err(Errno::AGAIN) => return Ok(()),
+                Err(errno) if is_passing(errno) => return Ok(()),
                 Err(errno) => return Err(failed("sendmsg")(errno)),
             }
         }
@@ -323,6 +365,7 @@ impl Client {
     ) -> Result<()> {
         let mut descriptor = descriptor;
         self.maps_files |= !matches!(source, Source::Object { .. });
+        let mut learns = None;
         if let Source::Object { serial } = source {
             // An object is known per access: see `grant`.
             let key = serial << 1 | u32::from(writable);
@@ -330,8 +373,10 @@ impl Client {
                 descriptor = None;
             } else {
                 self.knows.push(key).map_err(failed("mmap"))?;
+                learns = Some(key);
             }
         }
-        self.send(Message::Resolved { request, range, source, writable }, descriptor)
+        let message = Message::Resolved { request, range, source, writable };
+        self.send(message, descriptor).inspect_err(|_| self.knows.retain(|key| Some(*key) != learns))
     }
 }

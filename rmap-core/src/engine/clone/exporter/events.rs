@@ -8,9 +8,9 @@
 //! two may be read to learn what has moved where; memory that has moved is left alone until then.
 
 use super::adopt::{self, Backing, Origin};
-use super::{Exporter, Shared};
+use super::{Exporter, SOON, Shared};
 use crate::counters::{self, Cell};
-use crate::error::{Result, failed};
+use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::{OwnVec, Span};
 use crate::range::Range;
@@ -163,6 +163,17 @@ fn note_awake(tid: u32, before: Option<Duration>, held: &mut Held) -> SysResult<
     }
 }
 
+/// An event that waits, with the thread that it holds, because it could not be handled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unfollowed {
+    since: Duration,
+    /// When to try again.
+    pub(super) due: Duration,
+}
+
+/// How long a thread is held for that.
+const LONGEST: Duration = Duration::from_secs(1);
+
 /// A move that an event has told of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Move {
@@ -186,7 +197,7 @@ struct Survey {
 impl Exporter {
     /// Handles the events that wait to be read.
     pub(crate) fn on_events(&mut self) {
-        while !self.waits_for_importers() {
+        while !self.leaves_events() {
             let Some(watcher) = self.watchers.reporting() else { return };
             self.on_events_of(watcher);
         }
@@ -197,9 +208,12 @@ impl Exporter {
         // An event that comes after the look at what is held must not be read before the next look.
         while self.watchers.has_report(watcher) {
             let held = self.before_event(!core::mem::take(&mut first));
-            if let Err(error) = &held {
-                log!(Error, "following the address space: {error}");
+            if let Err(error) = &held
+                && self.follow_later(error)
+            {
+                return;
             }
+            self.unfollowed = held.is_err().then_some(self.unfollowed).flatten();
             if self.waits_for_importers() {
                 return;
             }
@@ -219,8 +233,25 @@ impl Exporter {
         }
     }
 
+    /// Has an event handled again in a moment. False if that has gone on for too long, or is of no use.
+    fn follow_later(&mut self, error: &Error) -> bool {
+        let now = thread::time();
+        let since = self.unfollowed.map_or(now, |unfollowed| unfollowed.since);
+        let later = error.is_passing() && now.saturating_sub(since) < LONGEST;
+        if self.unfollowed.is_none() || !later {
+            log!(Error, "following the address space: {error}");
+        }
+        self.unfollowed = later.then_some(Unfollowed { since, due: now.saturating_add(SOON) });
+        later
+    }
+
     fn before_event(&mut self, settle: bool) -> Result<Held> {
-        let held = self.held_threads(settle);
+        // The event may tell of a move, which must not be lost.
+        self.moves.reserve(1).map_err(failed("mmap"))?;
+        let held = match held_threads(&self.tasks, settle) {
+            Err(error) if error.is_passing() => return Err(error),
+            held => self.or_none(held),
+        };
         self.reconcile_with(&held)?;
         // A range of several mappings gives an event for each. All of it is about to be dropped by the same call.
         for range in held.drops.iter() {
@@ -285,14 +316,14 @@ impl Exporter {
 
     /// Makes objects and tables agree with the maps.
     pub(super) fn reconcile(&mut self) -> Result<()> {
-        let held = self.held_threads(false);
+        let held = self.or_none(held_threads(&self.tasks, false));
         self.reconcile_with(&held)
     }
 
     /// What the held threads have asked for, as far as that is to be learned: the maps tell what is gone all the same, and an
     /// event what is dropped.
-    fn held_threads(&self, settle: bool) -> Held {
-        held_threads(&self.tasks, settle).unwrap_or_else(|error| {
+    fn or_none(&self, held: Result<Held>) -> Held {
+        held.unwrap_or_else(|error| {
             log!(Error, "what holds threads is not known: {error}");
             Held::none()
         })
@@ -346,21 +377,29 @@ impl Exporter {
         }
         // Moved memory is copied out of its old place before that is punched.
         let moved = self.bring_home(&known, &gone);
-        if unread.is_empty() {
+        let lies_elsewhere =
+            |range: Range| moved.is_err() && known.iter().any(|(_, _, from)| from.overlaps(range));
+        for span in gone.iter().filter(|span| lies_elsewhere(span.range)) {
+            // As it was, for the next try.
+            self.backed.insert(span.range, span.value).map_err(failed("mmap"))?;
+        }
+        if unread.is_empty() && moved.is_ok() {
             self.moves.clear();
             self.lost_moves = false;
         }
-        for span in gone.iter() {
+        for span in gone.iter().filter(|span| !lies_elsewhere(span.range)) {
             self.punch_unmapped(span.range);
             log!(Trace, "{} gone", span.range);
         }
-        for range in held.touched.iter().filter(|t| !unread.iter().any(|unread| unread.overlaps(**t))) {
+        let stays =
+            |range: Range| unread.iter().any(|unread| unread.overlaps(range)) || lies_elsewhere(range);
+        for range in held.touched.iter().filter(|range| !stays(**range)) {
             self.punch_unmapped(*range);
         }
         for range in held.emptied.iter() {
             self.drop_pages(*range);
         }
-        self.watch_again(&survey, held);
+        self.watch_again(&survey, held)?;
         moved?;
         for (_, _, from) in known.iter().filter(|(_, _, from)| self.backed.next_in(*from).is_none()) {
             self.private_files.forget(*from);
@@ -369,12 +408,11 @@ impl Exporter {
     }
 
     /// A file that was mapped over itself shows the same bytes, but its new mapping is not watched.
-    fn watch_again(&self, survey: &Survey, held: &Held) {
+    fn watch_again(&self, survey: &Survey, held: &Held) -> Result<()> {
         let copies = survey.present.iter().filter(|span| matches!(span.value.origin, Origin::Copied(_)));
         let ranges = survey.files.iter().map(|span| span.range).chain(copies.map(|span| span.range));
-        for range in ranges.filter(|range| held.touched.iter().any(|touched| touched.overlaps(*range))) {
-            let _ = self.watchers.watch(range);
-        }
+        let mut touched = ranges.filter(|range| held.touched.iter().any(|touched| touched.overlaps(*range)));
+        touched.try_for_each(|range| self.watch(range))
     }
 
     /// What of `old` was moved to where `vma` is.
@@ -535,6 +573,7 @@ impl Exporter {
         self.backed.insert(to, value).map_err(failed("mmap"))?;
         adopt::rehome(source, home, from.start(), to, vma.prot, &self.watchers, &self.placement)?;
         adopt::restore_attributes(to, attributes, vma.prot);
+        self.watch_surely(to);
         self.private_files.forget(to);
         self.private_files.moved(from, to);
         log!(Debug, "moved {from} to {to}");
@@ -562,7 +601,7 @@ impl Exporter {
         let Some(range) = Range::between(start, end) else {
             return Ok(());
         };
-        self.watchers.forget(range);
+        self.watchers.forget(range).map_err(failed("UFFDIO_UNREGISTER"))?;
         let fresh = memory::map_anonymous(range.len(), vma.prot, MapFlags::NORESERVE);
         let fresh = fresh.map_err(failed("mmap"))?;
         // SAFETY: the new part of a mapping whose owner is still held in mremap; nothing has been written to it.

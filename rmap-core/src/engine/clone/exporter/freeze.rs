@@ -61,7 +61,8 @@ pub(crate) struct Freezer {
     seen: OwnMemory,
     order: OwnMemory,
     tasks: OwnedFd,
-    sibling: Option<Sibling>,
+    /// And what is readable once it has ended.
+    sibling: Option<(Sibling, OwnedFd)>,
     /// Yama wants to be told who may trace us.
     needs_exception: bool,
 }
@@ -92,13 +93,23 @@ impl Freezer {
         unsafe { &*self.errand.orders() }
     }
 
-    /// Begins to stop all threads but the caller. `doorbell` is rung when [`Self::progress`] changes.
-    pub(crate) fn start(&mut self, doorbell: BorrowedFd<'_>) -> SysResult<()> {
+    /// Begins to stop all threads but the caller. `doorbell` is rung when [`Self::progress`] changes, unless somebody kills the sibling: `watch` is
+    /// given what is readable then.
+    pub(crate) fn start(
+        &mut self,
+        doorbell: BorrowedFd<'_>,
+        watch: impl FnOnce(BorrowedFd<'_>) -> SysResult<()>,
+    ) -> SysResult<()> {
         detector::look_away();
-        self.send_sibling(doorbell, false).inspect_err(|_| detector::look_again())
+        self.send_sibling(doorbell, false, watch).inspect_err(|_| detector::look_again())
     }
 
-    fn send_sibling(&mut self, doorbell: BorrowedFd<'_>, trial: bool) -> SysResult<()> {
+    fn send_sibling(
+        &mut self,
+        doorbell: BorrowedFd<'_>,
+        trial: bool,
+        watch: impl FnOnce(BorrowedFd<'_>) -> SysResult<()>,
+    ) -> SysResult<()> {
         debug_assert!(self.sibling.is_none());
         // SAFETY: no sibling runs, so nobody else looks at it.
         let shared = unsafe {
@@ -118,11 +129,18 @@ impl Freezer {
             })
         };
         // SAFETY: no sibling runs; `sibling_main` makes raw system calls only.
-        let sibling = unsafe { self.errand.send(sibling_main) }?;
+        let (sibling, end) = unsafe { self.errand.send_with_end(sibling_main) }?;
+        let watched = watch(end.as_fd());
+        if watched.is_err() {
+            // It has stopped nothing yet.
+            sibling.kill();
+            sibling.reap();
+            return watched;
+        }
         if self.needs_exception {
             ptrace::allow_tracer(sibling.pid());
         }
-        self.sibling = Some(sibling);
+        self.sibling = Some((sibling, end));
         shared.start.store(1, Ordering::Release);
         futex::wake(&shared.start);
         Ok(())
@@ -130,9 +148,9 @@ impl Freezer {
 
     /// Has the caller traced for a moment, without being stopped.
     fn try_tracing(&mut self, doorbell: &Doorbell) -> SysResult<()> {
-        self.send_sibling(doorbell.as_fd(), true)?;
+        self.send_sibling(doorbell.as_fd(), true, |_| Ok(()))?;
         // Not before its end: a signal may stop the caller until then.
-        if let Some(sibling) = self.sibling.take() {
+        if let Some((sibling, _)) = self.sibling.take() {
             sibling.reap();
         }
         if self.needs_exception {
@@ -141,21 +159,21 @@ impl Freezer {
         match self.shared().outcome.load(Ordering::Acquire) {
             FROZEN => Ok(()),
             FAILED => Err(Errno::from_raw_os_error(self.shared().errno.load(Ordering::Relaxed) as i32)),
-            _ => Err(Errno::CHILD),
+            _ => Err(Errno::AGAIN),
         }
     }
 
-    /// Stops all threads for a moment, and lets them go on. `wait` returns when the doorbell has been rung.
-    pub(crate) fn probe(&mut self, doorbell: &Doorbell, wait: impl Fn()) -> SysResult<()> {
+    /// Stops all threads for a moment, and lets them go on.
+    pub(crate) fn probe(&mut self, doorbell: &Doorbell) -> SysResult<()> {
         // The caller may be the only thread.
         if let Err(errno) = self.try_tracing(doorbell) {
             self.needs_exception = errno == Errno::PERM;
             self.try_tracing(doorbell)?;
         }
         loop {
-            self.start(doorbell.as_fd())?;
-            while self.progress() == Progress::Pending {
-                wait();
+            self.start(doorbell.as_fd(), |_| Ok(()))?;
+            while let (Progress::Pending, Some((_, end))) = (self.progress(), &self.sibling) {
+                event::wait_for_any([doorbell.as_fd(), end.as_fd()]);
                 doorbell.clear();
             }
             let outcome = self.progress();
@@ -177,7 +195,7 @@ impl Freezer {
             FAILED => {
                 Progress::Failed(Errno::from_raw_os_error(self.shared().errno.load(Ordering::Relaxed) as i32))
             }
-            _ if !self.still_stopped() => Progress::Failed(Errno::CHILD),
+            _ if !self.still_stopped() => Progress::Failed(Errno::AGAIN),
             _ => Progress::Pending,
         }
     }
@@ -189,7 +207,7 @@ impl Freezer {
 
     /// Whether the threads still stand: somebody may have killed the sibling.
     pub(crate) fn still_stopped(&self) -> bool {
-        self.sibling.as_ref().is_some_and(Sibling::is_alive)
+        self.sibling.as_ref().is_some_and(|(sibling, _)| sibling.is_alive())
     }
 
     /// Lets all threads go on. True if the freeze had failed for want of a right that the next one will ask for.
@@ -197,7 +215,7 @@ impl Freezer {
         let denied = self.progress() == Progress::Failed(Errno::PERM);
         self.shared().thaw.store(1, Ordering::Release);
         futex::wake(&self.shared().thaw);
-        if let Some(sibling) = self.sibling.take() {
+        if let Some((sibling, _)) = self.sibling.take() {
             sibling.reap();
             detector::look_again();
         }
@@ -252,12 +270,13 @@ extern "C" fn sibling_main(shared: *mut c_void) -> i32 {
     // SAFETY: `Freezer::start` passes its shared struct, which outlives the sibling.
     let shared = unsafe { &*shared.cast::<Shared>() };
     thread::die_with_parent();
-    while shared.start.load(Ordering::Acquire) == 0 {
-        futex::wait(&shared.start, 0, None);
-    }
+    // It may have died before.
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get() as u32);
     if parent != shared.parent {
         return 1;
+    }
+    while shared.start.load(Ordering::Acquire) == 0 {
+        futex::wait(&shared.start, 0, None);
     }
     let mut tables = Tables {
         seen: core::ptr::with_exposed_provenance_mut(shared.seen),

@@ -26,7 +26,7 @@ use super::rights;
 use crate::config::Config;
 use crate::counters::rows::{PeerRows, Row, SegmentRows};
 use crate::counters::{self, Cell};
-use crate::error::{Error, Result, failed};
+use crate::error::{Error, Result, failed, is_passing, missing};
 use crate::id::{Endpoint, Id};
 use crate::log::log;
 use crate::own::{OwnVec, RangeTable};
@@ -40,7 +40,7 @@ use adopt::{Backing, Origin};
 use client::Client;
 use core::ops::ControlFlow;
 use core::time::Duration;
-use events::Move;
+use events::{Move, Unfollowed};
 use freeze::{Freezer, Progress};
 use huge::HugePages;
 use notice::Notices;
@@ -60,6 +60,8 @@ struct Segment {
     mode: u32,
     /// Another user has had a permit: it may have kept a descriptor.
     strangers: bool,
+    /// It has been removed, but its memory could not leave the objects.
+    lingers: bool,
     row: Row,
 }
 
@@ -85,15 +87,20 @@ enum Job {
     },
     /// The memory of a removed segment leaves the objects.
     Evict {
-        range: Range,
+        segment: Segment,
         ticket: Ticket,
     },
     /// The memory of segments that are gone leaves their objects, so that these can be closed.
     EvictIdle,
     /// A thread is about to fork: what its child copies leaves the objects.
-    Fork {
-        ticket: Ticket,
-    },
+    Fork(Fork),
+}
+
+/// A thread that is about to fork.
+#[derive(Clone, Copy, Debug)]
+struct Fork {
+    ticket: Ticket,
+    since: Duration,
 }
 
 /// An importer's request for a page.
@@ -148,11 +155,17 @@ pub(crate) struct Exporter {
     inherited: OwnVec<FileId>,
     /// Moves whose memory has not been brought home yet.
     moves: OwnVec<Move>,
+    /// Shown by objects and not watched, for want of something.
+    unwatched: OwnVec<Range>,
+    /// What becomes of the address space could not be followed for want of something.
+    unfollowed: Option<Unfollowed>,
     /// There was no room to note one.
     lost_moves: bool,
     jobs: OwnVec<Job>,
-    /// Requests for pages that a device may write to now.
+    /// Requests for pages that a device may write to now, and such that could not be answered.
     postponed: OwnVec<Postponed>,
+    /// A fork that waits, and until when.
+    fork_due: Option<(Fork, Duration)>,
     stager: Stager,
     freezer: Freezer,
     /// When threads began to be stopped.
@@ -175,7 +188,6 @@ pub(crate) struct Exporter {
 
 impl Exporter {
     pub(crate) fn new(config: Config) -> Result<Self> {
-        let missing = |what| move |errno| Error::Unsupported { what, errno };
         Ok(Self {
             config,
             kept_out: None,
@@ -197,9 +209,12 @@ impl Exporter {
             own_files: OwnVec::new(),
             inherited: OwnVec::new(),
             moves: OwnVec::new(),
+            unwatched: OwnVec::new(),
+            unfollowed: None,
             lost_moves: false,
             jobs: OwnVec::new(),
             postponed: OwnVec::new(),
+            fork_due: None,
             stager: Userfaultfd::for_pages()
                 .map_err(missing("userfaultfd"))
                 .and_then(|pages| Stager::new(pages).map_err(failed("mmap")))?,
@@ -219,15 +234,15 @@ impl Exporter {
         })
     }
 
-    /// Stops all threads for a moment, and lets them go on. `wait` returns when the doorbell has been rung.
-    pub(crate) fn probe(&mut self, doorbell: &Doorbell, wait: impl Fn()) -> Result<()> {
+    /// Stops all threads for a moment, and lets them go on.
+    pub(crate) fn probe(&mut self, doorbell: &Doorbell) -> Result<()> {
         let what = "ptrace of this process's own threads (not while another tracer has them)";
-        self.freezer.probe(doorbell, wait).map_err(|errno| Error::Unsupported { what, errno })?;
+        self.freezer.probe(doorbell).map_err(missing(what))?;
         let whole = Range::between(0, self.objects.end()).ok_or(Error::Invalid("no address space"))?;
         match self.objects.for_domain(whole, false) {
             Ok(_) => Ok(()),
             Err(Error::OutOfResources { errno, .. }) => {
-                Err(Error::Unsupported { what: "a sparse file as large as the address space", errno })
+                Err(missing("a sparse file as large as the address space")(errno))
             }
             Err(error) => Err(error),
         }
@@ -249,8 +264,11 @@ impl Exporter {
 
     /// The service thread is about to map something over a range of this process: it would be held itself by the
     /// event that this raises.
-    pub(crate) fn is_to_be_replaced(&self, range: Range) {
-        self.watchers.forget(range);
+    ///
+    /// # Errors
+    /// [`Error::OutOfResources`]: it must not.
+    pub(crate) fn is_to_be_replaced(&self, range: Range) -> Result<()> {
+        self.watchers.forget(range).map_err(failed("UFFDIO_UNREGISTER"))
     }
 
     /// Finds out what has become of the range.
@@ -259,10 +277,14 @@ impl Exporter {
             log!(Error, "following the address space: {error}");
         }
         let backed = self.backed.within(range).map(|span| span.range);
+        let mut all = OwnVec::new();
         for rest in backed.chain(self.shared.within(range).map(|span| span.range)) {
-            if let Err(errno) = self.watchers.watch(rest) {
-                log!(Error, "watching {rest}: {errno}");
+            if let Err(errno) = all.push(rest) {
+                log!(Error, "{rest} is not watched: {errno}");
             }
+        }
+        for rest in all.iter() {
+            self.watch_surely(*rest);
         }
     }
 
@@ -275,7 +297,7 @@ impl Exporter {
         self.segments.reserve(1).map_err(failed("mmap"))?;
         let id = Id::new(endpoint, counter).map_or(0, |id| id.to_raw().cast_unsigned());
         let row = self.segment_rows.insert(id, range.start(), range.end(), mode);
-        let segment = Segment { counter, range, mode, strangers: false, row };
+        let segment = Segment { counter, range, mode, strangers: false, lingers: false, row };
         self.segments.push(segment).map_err(failed("mmap"))?;
         self.last_segment = counter;
         counters::count(Cell::SegmentsMade);
@@ -291,9 +313,11 @@ impl Exporter {
         let Some(segment) = self.segments.remove(index) else {
             return calls.fail(ticket, Error::NoSuchId);
         };
-        self.segment_rows.remove(segment.row);
-        counters::count(Cell::SegmentsRemoved);
-        let mut granted = segment.strangers;
+        if !segment.lingers {
+            self.segment_rows.remove(segment.row);
+            counters::count(Cell::SegmentsRemoved);
+        }
+        let mut granted = segment.strangers || segment.lingers;
         let number = self.notices.next();
         for client in self.clients.iter_mut() {
             granted |= client.lose_segment(counter, number);
@@ -310,9 +334,18 @@ impl Exporter {
             self.limit_idle_objects();
             return self.answer_removal(ticket, calls);
         }
-        if let Err(errno) = self.jobs.push(Job::Evict { range: segment.range, ticket }) {
-            calls.fail(ticket, failed("mmap")(errno));
+        if let Err(errno) = self.jobs.push(Job::Evict { segment, ticket }) {
+            self.evict_later(segment, failed("mmap")(errno), ticket, calls);
         }
+    }
+
+    /// The memory of a removed segment could not leave the objects: the removal fails, and can be tried again.
+    fn evict_later(&mut self, segment: Segment, error: Error, ticket: Ticket, calls: &Calls) {
+        let index = self.segments.partition_point(|other| other.counter < segment.counter);
+        // There is room: it was there before.
+        let _ = self.segments.insert(index, Segment { lingers: true, ..segment });
+        log!(Error, "segment {} can still be seen: {error}", segment.counter);
+        calls.fail(ticket, error);
     }
 
     /// The memory has left the objects. What importers map from files is theirs to give up.
@@ -360,7 +393,9 @@ impl Exporter {
             }
         }
         for (serial, domain) in idle.iter() {
-            self.evict(*domain, |backing| backing.serial == *serial);
+            if let Err(error) = self.evict(*domain, |backing| backing.serial == *serial) {
+                log!(Error, "an object of a segment that is gone stays open: {error}");
+            }
         }
         self.close_idle_objects();
     }
@@ -375,15 +410,21 @@ impl Exporter {
         self.kept_out = Range::new(start, len);
     }
 
+    /// Whether one more process can connect.
+    pub(crate) fn has_room(&mut self) -> SysResult<()> {
+        self.clients.reserve(1)
+    }
+
     /// Another process has connected.
     pub(crate) fn connected(&mut self, socket: OwnedFd, poller: &Poller, token: u64) {
         let number = self.next_client;
         match Client::new(number, socket, &self.creator) {
-            Ok(client) => {
-                let watched = poller.add(client.socket(), token | u64::from(number));
-                if watched.is_ok() && self.clients.push(client).is_ok() {
+            Ok(mut client) => {
+                client.watch(poller, token | u64::from(number));
+                // See `has_room`.
+                if self.clients.push(client).is_ok() {
                     self.next_client = self.next_client.wrapping_add(1).max(1);
-                    self.limit_guests();
+                    self.limit_guests(poller, token);
                 }
             }
             Err(errno) => log!(Warn, "a connection without credentials: {errno}"),
@@ -397,10 +438,10 @@ impl Exporter {
     }
 
     /// Hangs up on the oldest guest, unless that gets a permit now. False if there is none.
-    pub(crate) fn dismiss_guest(&mut self) -> bool {
+    pub(crate) fn dismiss_guest(&mut self, poller: &Poller, token: u64) -> bool {
         while let Some(number) = self.oldest_guest(None) {
             // It may have asked a moment ago.
-            self.client_readable(number);
+            self.client_readable(number, poller, token);
             let Some(index) = self.client(number) else { return true };
             if self.clients[index].is_guest() {
                 self.send_away(number);
@@ -411,11 +452,11 @@ impl Exporter {
     }
 
     /// Has guests leave who are too many: whoever may do nothing here must not take the application's descriptors.
-    fn limit_guests(&mut self) {
+    fn limit_guests(&mut self, poller: &Poller, token: u64) {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let Some(most) = limit.map(|limit| limit / 4) else { return };
         while self.clients.iter().filter(|client| client.is_guest()).count() as u64 > most {
-            if !self.dismiss_guest() {
+            if !self.dismiss_guest(poller, token) {
                 return;
             }
         }
@@ -472,18 +513,38 @@ impl Exporter {
         }
     }
 
+    /// Handles again what could not be handled for want of something.
+    pub(crate) fn try_again(&mut self, poller: &Poller, token: u64) {
+        let mut index = 0;
+        while let Some(client) = self.clients.get_mut(index) {
+            let number = client.number;
+            if client.is_to_be_tried_again() {
+                client.resume(poller, token | u64::from(number));
+                self.client_readable(number, poller, token);
+            }
+            // It may be gone by now.
+            index += usize::from(self.clients.get(index).is_some_and(|client| client.number == number));
+        }
+    }
+
     /// A client has sent something, or is gone.
-    pub(crate) fn client_readable(&mut self, number: u32) {
+    pub(crate) fn client_readable(&mut self, number: u32, poller: &Poller, token: u64) {
         // A bound on what one client is served before others are.
         for _ in 0..64 {
             let Some(index) = self.client(number) else { return };
             match self.clients[index].receive() {
                 Ok(None) => return,
                 Ok(Some(message)) => {
-                    if let Err(error) = self.handle(number, index, message) {
-                        log!(Warn, "importer dropped: {error}");
-                        return self.drop_client(number);
+                    let Err(error) = self.handle(number, index, message) else { continue };
+                    let again = self.client(number).filter(|_| error.is_passing());
+                    if let Some(client) = again.map(|index| &mut self.clients[index]) {
+                        if client.handle_again(message, poller, token | u64::from(number)) {
+                            log!(Warn, "no answer for process {} yet: {error}", client.pid());
+                        }
+                        return;
                     }
+                    log!(Warn, "importer dropped: {error}");
+                    return self.drop_client(number);
                 }
                 Err(_) => return self.drop_client(number),
             }
@@ -514,7 +575,8 @@ impl Exporter {
     fn give_permit(&mut self, number: u32, request: u32, segment: u32, access: Access) -> Result<()> {
         let Some(index) = self.client(number) else { return Ok(()) };
         let client = &self.clients[index];
-        let Some(place) = self.segments.iter().position(|s| s.counter == segment) else {
+        let known = |s: &Segment| s.counter == segment && !s.lingers;
+        let Some(place) = self.segments.iter().position(known) else {
             counters::count(Cell::PermitsUnknown);
             return client.refuse(request, &Error::NoSuchId);
         };
@@ -550,12 +612,18 @@ impl Exporter {
 
     /// Starts a freeze if something waits for one, and does what waits once everything stands. Returns the ticket of
     /// a fork that may go on.
-    pub(crate) fn step(&mut self, calls: &Calls, doorbell: &Doorbell) -> Option<Ticket> {
+    pub(crate) fn step(
+        &mut self,
+        calls: &Calls,
+        doorbell: &Doorbell,
+        (poller, token): (&Poller, u64),
+    ) -> Option<Ticket> {
         self.resume_postponed();
+        self.watch_the_rest();
         loop {
             match self.freezer.progress() {
                 Progress::Idle if self.jobs.is_empty() || self.forking => return None,
-                Progress::Idle => match self.start_freeze(doorbell.as_fd()) {
+                Progress::Idle => match self.start_freeze(doorbell.as_fd(), poller, token) {
                     Ok(()) => return None,
                     Err(errno) => {
                         log!(Error, "cannot start the process that stops threads: {errno}");
@@ -590,17 +658,29 @@ impl Exporter {
         }
     }
 
-    fn start_freeze(&mut self, doorbell: BorrowedFd<'_>) -> SysResult<()> {
+    fn start_freeze(&mut self, doorbell: BorrowedFd<'_>, poller: &Poller, token: u64) -> SysResult<()> {
         self.freezing_since = thread::time();
-        self.freezer.start(doorbell)
+        self.freezer.start(doorbell, |end| poller.add(end, token))
+    }
+
+    /// Has a request looked at again in a moment that could not be answered. False if there is no room to note it.
+    fn answer_later(&mut self, client: u32, request: Resolve, why: &Error) -> bool {
+        log!(Debug, "no answer about {:#x} yet: {why}", request.addr);
+        let due = thread::time().saturating_add(SOON);
+        self.postponed.push(Postponed { client, request, due }).is_ok()
     }
 
     /// Has the requests looked at again whose time has come.
     fn resume_postponed(&mut self) {
-        if self.postponed.is_empty() {
+        if self.postponed.is_empty() && self.fork_due.is_none() {
             return;
         }
         let (now, jobs) = (thread::time(), &mut self.jobs);
+        if let Some((fork, _)) = self.fork_due.filter(|(_, due)| *due <= now)
+            && jobs.push(Job::Fork(fork)).is_ok()
+        {
+            self.fork_due = None;
+        }
         self.postponed.retain(|Postponed { client, request, due }| {
             *due > now || jobs.push(Job::Resolve { client: *client, request: *request }).is_err()
         });
@@ -611,13 +691,19 @@ impl Exporter {
         while let Some(job) = self.jobs.remove(0) {
             match job {
                 Job::Resolve { client, request } => {
-                    if let Err(error) = self.answer(client, request, true) {
+                    if let Err(error) = self.answer(client, request, true)
+                        && !(error.is_passing() && self.answer_later(client, request, &error))
+                    {
                         log!(Warn, "importer dropped: {error}");
                         self.drop_client(client);
                     }
                 }
-                Job::Evict { range, ticket } => {
-                    self.evict(range, |_| true);
+                Job::Evict { segment, ticket } => {
+                    let range = segment.range;
+                    if let Err(error) = self.evict(range, |_| true) {
+                        self.evict_later(segment, error, ticket, calls);
+                        continue;
+                    }
                     // Somebody may have kept a descriptor: nothing is put into these again, also not for other segments.
                     let backed = &self.backed;
                     self.objects.retain(|object| {
@@ -628,13 +714,17 @@ impl Exporter {
                     self.answer_removal(ticket, calls);
                 }
                 Job::EvictIdle => self.evict_idle_objects(),
-                Job::Fork { ticket } => {
+                Job::Fork(fork) => {
                     let everything = Range::between(0, self.objects.end());
-                    if let Some(everything) = everything {
-                        self.evict(everything, |backing| !matches!(backing.origin, Origin::Copied(_)));
+                    let adopted = |backing: Backing| !matches!(backing.origin, Origin::Copied(_));
+                    if let Some(Err(error)) = everything.map(|everything| self.evict(everything, adopted)) {
+                        if self.fork_later(fork, &error) {
+                            continue;
+                        }
+                        log!(Error, "fork: the child shares memory that importers have attached: {error}");
                     }
                     self.forking = true;
-                    return Some(ticket);
+                    return Some(fork.ticket);
                 }
             }
         }
@@ -649,37 +739,46 @@ impl Exporter {
                         let _ = self.clients[index].hole(request.request);
                     }
                 }
-                Job::Evict { ticket, .. } => {
-                    calls.fail(ticket, failed("stopping the threads of this process")(errno));
+                Job::Evict { segment, ticket } => {
+                    let error = failed("stopping the threads of this process")(errno);
+                    self.evict_later(segment, error, ticket, calls);
                 }
                 // They are looked at again when the next segment goes.
                 Job::EvictIdle => {}
-                Job::Fork { ticket } => {
-                    log!(Error, "fork: the child shares the memory that importers have attached");
-                    calls.fail(ticket, failed("stopping the threads of this process")(errno));
+                Job::Fork(fork) => {
+                    let error = failed("stopping the threads of this process")(errno);
+                    if !self.fork_later(fork, &error) {
+                        log!(Error, "fork: the child shares memory that importers have attached: {error}");
+                        calls.fail(fork.ticket, error);
+                    }
                 }
             }
         }
     }
 
     /// Makes adopted memory in `range` private again, out of the importers' reach. All threads stand still.
-    fn evict(&mut self, range: Range, wanted: impl Fn(Backing) -> bool) {
+    ///
+    /// # Errors
+    /// Some of it is as it was.
+    fn evict(&mut self, range: Range, wanted: impl Fn(Backing) -> bool) -> Result<()> {
+        let mut result = Ok(());
         let mut from = range;
         while let Some(span) = self.backed.next_in(from) {
             let part = span.range.intersection(range);
             if let Some(part) = part.filter(|_| wanted(span.value)) {
-                self.evict_span(part, span.value);
+                result = result.and(self.evict_span(part, span.value));
             }
             match Range::between(span.range.end(), range.end()) {
                 Some(rest) => from = rest,
-                None => return,
+                None => break,
             }
         }
+        result
     }
 
-    fn evict_span(&mut self, part: Range, backing: Backing) {
+    fn evict_span(&mut self, part: Range, backing: Backing) -> Result<()> {
         let Some(object) = self.objects.get(backing.serial) else {
-            return;
+            return Ok(());
         };
         if !matches!(backing.origin, Origin::Copied(_)) {
             let mut addr = part.start();
@@ -700,10 +799,7 @@ impl Exporter {
                         adopt::privatize(object, piece, vma.prot, &self.watchers, &self.placement)
                     }
                 };
-                if let Err(error) = moved {
-                    log!(Error, "{piece} stays where it is: {error}");
-                    return;
-                }
+                moved?;
                 adopt::restore_attributes(piece, &attributes, vma.prot);
                 counters::count(Cell::Evictions);
                 counters::add(Cell::EvictedBytes, piece.len() as u64);
@@ -712,6 +808,43 @@ impl Exporter {
         let _ = object.punch(part);
         let _ = self.backed.remove(part);
         self.private_files.forget(part);
+        Ok(())
+    }
+
+    /// Watches memory that an object shows already: in a moment, if not now.
+    fn watch_surely(&mut self, range: Range) {
+        if let Err(errno) = self.watchers.watch(range) {
+            log!(Error, "watching {range}: {errno}");
+            if self.unwatched.push(range).is_err() {
+                log!(Error, "{range} is not watched");
+            }
+        }
+    }
+
+    /// Watches what could not be watched before.
+    fn watch_the_rest(&mut self) {
+        for _ in 0..self.unwatched.len() {
+            let Some(range) = self.unwatched.remove(0) else { return };
+            let mut result = Ok(());
+            for span in self.backed.within(range) {
+                result = result.and(self.watch(span.range));
+            }
+            // What has become of it meanwhile nothing has told.
+            if result.and_then(|()| self.reconcile()).is_err() {
+                let _ = self.unwatched.push(range);
+            }
+        }
+    }
+
+    /// Watches a range, if the kernel can watch what is mapped there.
+    ///
+    /// # Errors
+    /// It can, but not now.
+    fn watch(&self, range: Range) -> Result<()> {
+        match self.watchers.watch(range) {
+            Err(errno) if is_passing(errno) => Err(failed("UFFDIO_REGISTER")(errno)),
+            _ => Ok(()),
+        }
     }
 
     /// Prepares for a fork; answers at once if no memory must become private first.
@@ -720,11 +853,25 @@ impl Exporter {
             log!(Error, "noting what the child shares: {error}");
         }
         let adopted = self.backed.iter().any(|span| !matches!(span.value.origin, Origin::Copied(_)));
-        if adopted && self.jobs.push(Job::Fork { ticket }).is_ok() {
-            return None;
+        let fork = Fork { ticket, since: thread::time() };
+        if adopted {
+            let queued = self.jobs.push(Job::Fork(fork)).map_err(failed("mmap"));
+            if queued.is_ok() || queued.is_err_and(|error| self.fork_later(fork, &error)) {
+                return None;
+            }
         }
         self.forking = true;
         Some(ticket)
+    }
+
+    /// Has a fork wait until its child can have a copy. False if it has waited for long enough.
+    fn fork_later(&mut self, fork: Fork, why: &Error) -> bool {
+        const LONGEST: Duration = Duration::from_secs(1);
+        let now = thread::time();
+        log!(Debug, "fork: no copy for the child yet: {why}");
+        let later = why.is_passing() && now.saturating_sub(fork.since) < LONGEST;
+        self.fork_due = later.then_some((fork, now.saturating_add(SOON)));
+        later
     }
 
     /// Notes the shared anonymous memory that a child is about to share: it must not be adopted as if it were this process's
@@ -751,6 +898,9 @@ impl Exporter {
         self.forking = false;
     }
 }
+
+/// When to try again what failed for want of something. Nothing tells when it is there.
+const SOON: Duration = Duration::from_millis(10);
 
 /// Whether no segment has its permits begin with the object.
 fn is_idle(object: &Object, segments: &[Segment]) -> bool {

@@ -7,8 +7,9 @@
 //! The service thread itself waits for nobody.
 
 use super::super::calls::{Answer, Calls, Ticket};
-use super::Exporter;
+use super::client::Client;
 use super::rights::User;
+use super::{Exporter, SOON};
 use crate::counters::{self, Cell};
 use crate::log::log;
 use crate::own::OwnVec;
@@ -122,6 +123,12 @@ impl Exporter {
         self.notices.holds && self.clients.iter().any(|client| client.is_waited_for())
     }
 
+    /// Whether events are left alone for now.
+    pub(super) fn leaves_events(&self) -> bool {
+        self.waits_for_importers()
+            || self.unfollowed.is_some_and(|unfollowed| unfollowed.due > thread::time())
+    }
+
     /// Tells the importers that files in `range` are not mapped there any more.
     pub(super) fn tell_stale(&mut self, range: Range) {
         let number = self.notices.next();
@@ -144,7 +151,12 @@ impl Exporter {
     /// When there is something to do although nobody asks, from now.
     pub(crate) fn patience(&self) -> Option<Duration> {
         let again = self.postponed.iter().map(|postponed| postponed.due);
-        self.notices.look_at.into_iter().chain(again).min().map(|until| until.saturating_sub(thread::time()))
+        let again = again.chain(self.notices.look_at).chain(self.unfollowed.map(|unfollowed| unfollowed.due));
+        let again = again.chain(self.fork_due.map(|(_, due)| due));
+        let next = again.min().map(|until| until.saturating_sub(thread::time()));
+        let unhandled = self.clients.iter().any(Client::is_to_be_tried_again) || !self.unwatched.is_empty();
+        let unhandled = unhandled.then_some(SOON);
+        next.into_iter().chain(unhandled).min()
     }
 
     /// Leaves events alone while importers are waited for, and goes on when they have answered or had their time.
@@ -152,8 +164,8 @@ impl Exporter {
         if self.notices.holds {
             self.lose_patience();
         }
-        let waits = self.waits_for_importers();
-        if !waits {
+        let waits = self.leaves_events();
+        if !self.waits_for_importers() {
             self.notices.holds = false;
             while let Some(ticket) = self.notices.tickets.remove(0) {
                 calls.answer(ticket, Ok(Answer::Done));
@@ -162,10 +174,9 @@ impl Exporter {
         if waits != self.notices.paused {
             self.notices.paused = waits;
             if waits {
-                poller.remove(&self.watchers);
-            } else if let Err(errno) = poller.add(&self.watchers, token) {
-                log!(Error, "watching for changes of the address space: {errno}");
-                self.notices.paused = true;
+                let _ = poller.pause(&self.watchers, token);
+            } else {
+                let _ = poller.change(&self.watchers, token, false);
             }
         }
     }

@@ -173,7 +173,7 @@ impl Exporter {
                 let backing = Backing { serial, origin: Origin::Copied(file) };
                 self.backed.insert(range, backing).map_err(failed("mmap"))?;
                 if self.watchers.watches_any_mapping() {
-                    let _ = self.watchers.watch(range);
+                    self.watch(range)?;
                 }
                 if !frozen && !self.is_still(&mapping.vma, page) {
                     return Ok(Finding::NeedsFreeze);
@@ -300,10 +300,19 @@ impl Exporter {
             return Err(Error::Invalid("an object that is not there"));
         };
         let attributes = self.attributes_to_keep(range);
-        adopt::rehome(source, home, range.start(), range, vma.prot, &self.watchers, &self.placement)?;
+        self.backed.insert(range, Backing { serial, ..backing }).map_err(failed("mmap"))?;
+        let (watchers, placement) = (&self.watchers, &self.placement);
+        let moved = adopt::rehome(source, home, range.start(), range, vma.prot, watchers, placement);
+        if moved.is_err() {
+            let _ = home.punch(range);
+            // It has been there before, so there is room.
+            let _ = self.backed.insert(range, backing);
+            self.watch_surely(range);
+            return moved.map(|()| Finding::NeedsFreeze);
+        }
         adopt::restore_attributes(range, &attributes, vma.prot);
         let _ = source.punch(range);
-        self.backed.insert(range, Backing { serial, ..backing }).map_err(failed("mmap"))?;
+        self.watch_surely(range);
         Ok(Finding::InObject { serial, range })
     }
 
@@ -502,7 +511,7 @@ impl Exporter {
         for range in gone.iter() {
             self.tell_stale(*range);
         }
-        let _ = self.watchers.watch(range);
+        self.watch(range)?;
         log!(Debug, "shared {range} from its file");
         Ok(())
     }

@@ -108,7 +108,7 @@ impl Staging<'_> {
         counters::add(Cell::HugePages, order.huge_pages.load(Ordering::Relaxed) as u64);
         outcome(&order.failed)?;
         // A sibling that was killed has not copied what it had claimed.
-        if order.copied.load(Ordering::Acquire) == part.len() { Ok(()) } else { Err(Errno::CHILD) }
+        if order.copied.load(Ordering::Acquire) == part.len() { Ok(()) } else { Err(Errno::AGAIN) }
     }
 
     /// Whether all the blocks that were to be collapsed are.

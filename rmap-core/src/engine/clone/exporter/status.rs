@@ -3,7 +3,7 @@
 //! Its lower half is the id of the service thread. It is on the robust futex list of that thread, so the kernel marks it when
 //! the process dies or calls `exec`, however it ends. Its upper half counts the segments that were removed.
 
-use crate::error::{Error, Result};
+use crate::error::{self, Result};
 use crate::own::OwnMemory;
 use crate::sys::features::Feature;
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
@@ -25,13 +25,13 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) fn new() -> Result<Self> {
-        let missing = |errno| Error::Unsupported { what: "a sealed memfd (Linux 5.1)", errno };
+        let missing = error::missing("a sealed memfd (Linux 5.1)");
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let fd = rustix::fs::memfd_create(c"rmap-status", flags).map_err(missing)?;
-        rustix::fs::ftruncate(&fd, PAGE as u64).map_err(missing)?;
-        let robust = OwnMemory::new(PAGE).map_err(missing)?;
+        let fd = rustix::fs::memfd_create(c"rmap-status", flags).map_err(&missing)?;
+        rustix::fs::ftruncate(&fd, PAGE as u64).map_err(&missing)?;
+        let robust = OwnMemory::new(PAGE).map_err(&missing)?;
         let rw = ProtFlags::READ | ProtFlags::WRITE;
-        let view = memory::map(PAGE, rw, MapFlags::SHARED, fd.as_fd(), 0).map_err(missing)?;
+        let view = memory::map(PAGE, rw, MapFlags::SHARED, fd.as_fd(), 0).map_err(&missing)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         let ready = memory::advise(view, PAGE, libc::MADV_DONTFORK)
             .and_then(|()| Feature::SealedMemory.check())

@@ -79,18 +79,29 @@ impl Watchers {
 
     /// Ends the watch of a range. To replace a watched range without this would raise an event that the very thread which replaces it would
     /// have to read.
-    pub(crate) fn forget(&self, range: Range) {
+    ///
+    /// # Errors
+    /// Of the kernel's, which has no memory or no mapping to spare. All is watched as before.
+    pub(crate) fn forget(&self, range: Range) -> SysResult<()> {
         let mut assigned = self.assigned.borrow_mut();
+        let known =
+            || assigned.within(range).filter_map(|span| Some((self.get(span.value).ok()?, span.range)));
         // Memory that has moved here brought its watcher along, so all are asked.
-        for watcher in self.all.iter().filter_map(OnceCell::get) {
-            let _ = watcher.forget(range.start(), range.len());
-        }
-        for span in assigned.within(range) {
-            if let Ok(watcher) = self.get(span.value) {
-                let _ = watcher.forget(span.range.start(), span.range.len());
+        let all = self.all.iter().filter_map(OnceCell::get).map(|watcher| (watcher, range));
+        for (watcher, range) in all.chain(known()) {
+            match watcher.forget(range.start(), range.len()) {
+                // Nothing that it watches is there.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(errno) => {
+                    for (watcher, range) in known() {
+                        let _ = watcher.watch(range.start(), range.len());
+                    }
+                    return Err(errno);
+                }
             }
         }
         let _ = assigned.remove(range);
+        Ok(())
     }
 
     /// The number of a watcher that has a report.

@@ -188,9 +188,13 @@ impl Importer {
                     continue;
                 }
             };
-            if procfs::signal_held_back(waiter.thread, signal) {
-                hard = true;
-            } else if let Err(errno) = self.signals.raise(signal, waiter.thread, waiter.addr, instruction) {
+            let held_back = procfs::signal_held_back(waiter.thread, signal);
+            let raised = held_back.and_then(|held_back| {
+                hard |= held_back;
+                let raise = || self.signals.raise(signal, waiter.thread, waiter.addr, instruction);
+                if held_back { Ok(()) } else { raise() }
+            });
+            if let Err(errno) = raised {
                 log!(Error, "signal {signal} for thread {}: {errno}", waiter.thread);
                 hard = true;
             }

@@ -4,12 +4,12 @@ use super::super::protocol::{self, Message};
 use super::super::rights::{Party, Shared, User};
 use super::status::StatusWord;
 use crate::counters::rows::Row;
-use crate::error::{Error, Result, failed};
+use crate::error::{Error, Result, failed, is_passing};
 use crate::id::Endpoint;
 use crate::own::OwnVec;
 use crate::sys::event::Poller;
 use crate::sys::socket;
-use crate::sys::{Errno, SysResult, fd};
+use crate::sys::{SysResult, fd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// An object of the exporter's whose descriptor came with a message.
@@ -40,6 +40,10 @@ pub(crate) struct Host {
     unsent: OwnVec<Message>,
     /// The last notice whose answer the socket has not taken. It counts for all before.
     unconfirmed: Option<u32>,
+    /// What could not be done for want of something.
+    unhandled: Option<Message>,
+    /// The last such message.
+    tried: Option<Message>,
     /// Questions for permits that were sent and then given up: so many may still be granted.
     given_up: u32,
 }
@@ -72,6 +76,8 @@ impl Host {
             known,
             unsent,
             unconfirmed: None,
+            unhandled: None,
+            tried: None,
             given_up: 0,
         })
     }
@@ -120,7 +126,7 @@ impl Host {
         if !self.has_unsent() {
             match socket::send(&self.socket, &message.encode(), None) {
                 Ok(()) => return Ok(()),
-                Err(Errno::AGAIN) => {}
+                Err(errno) if is_passing(errno) => {}
                 Err(_) => return Err(Error::NoSuchId),
             }
         }
@@ -164,7 +170,7 @@ impl Host {
             match socket::send(&self.socket, &message.encode(), None) {
                 Ok(()) if answer.is_some() => self.unconfirmed = None,
                 Ok(()) => drop(self.unsent.remove(0)),
-                Err(Errno::AGAIN) => return Ok(()),
+                Err(errno) if is_passing(errno) => return Ok(()),
                 Err(errno) => return Err(failed("sendmsg")(errno)),
             }
         }
@@ -173,7 +179,25 @@ impl Host {
 
     /// How many messages are there to be received now.
     pub(crate) fn count_received(&self) -> usize {
-        socket::bytes_received(&self.socket).map_or(0, |bytes| bytes.div_ceil(protocol::SIZE))
+        let unhandled = usize::from(self.unhandled.is_some());
+        unhandled + socket::bytes_received(&self.socket).map_or(0, |bytes| bytes.div_ceil(protocol::SIZE))
+    }
+
+    /// A message waits for something that may be there in a moment.
+    pub(crate) fn is_to_be_tried_again(&self) -> bool {
+        self.unhandled.is_some()
+    }
+
+    /// Has a message come again in a moment, before all others. True if it has not been tried before.
+    pub(crate) fn handle_again(&mut self, message: Message, poller: &Poller, token: u64) -> bool {
+        self.unhandled = Some(message);
+        let _ = poller.pause(&self.socket, token);
+        self.tried.replace(message) != Some(message)
+    }
+
+    /// Has messages come again after [`Self::handle_again`].
+    pub(crate) fn resume(&mut self, poller: &Poller, token: u64) {
+        let _ = poller.change(&self.socket, token, self.has_unsent());
     }
 
     /// The next message, if there is one.
@@ -184,9 +208,12 @@ impl Host {
         if !self.alive {
             return Ok(None);
         }
+        if let Some(message) = self.unhandled.take() {
+            return Ok(Some((message, None)));
+        }
         let mut bytes = [0; protocol::SIZE + 1];
         match socket::receive(&self.socket, &mut bytes) {
-            Err(Errno::AGAIN) => Ok(None),
+            Err(errno) if is_passing(errno) => Ok(None),
             Err(errno) => Err(failed("recvmsg")(errno)),
             Ok((len, descriptor)) => {
                 let message = Message::decode(&bytes[..len]);
@@ -202,6 +229,7 @@ impl Host {
         self.alive = false;
         self.unsent.clear();
         self.unconfirmed = None;
+        self.unhandled = None;
         // A dead connection would be ready for ever.
         poller.remove(&self.socket);
     }

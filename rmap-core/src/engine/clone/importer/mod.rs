@@ -21,7 +21,7 @@ use super::windows::Listing;
 use crate::config::Config;
 use crate::counters::rows::PeerRows;
 use crate::counters::{self, Cell};
-use crate::error::{Error, Result, failed};
+use crate::error::{Error, Result, failed, missing};
 use crate::id::Endpoint;
 use crate::log::log;
 use crate::own::{OwnVec, RangeTable};
@@ -126,12 +126,14 @@ pub(crate) struct Importer {
     nothing: OwnedFd,
 }
 
+/// When to try again what failed for want of something. Nothing tells when it is there.
+const SOON: Duration = Duration::from_millis(10);
+
 /// How long an exporter may take before the log says so.
 const LONG: Duration = Duration::from_secs(1);
 
 impl Importer {
     pub(crate) fn new(config: Config) -> Result<Self> {
-        let missing = |what| move |errno| Error::Unsupported { what, errno };
         let nothing = rustix::fs::memfd_create(c"rmap-nothing", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(missing("memfd_create"))?;
         let (trap, follower) = traps()?;
@@ -267,14 +269,15 @@ impl Importer {
             return;
         };
         counters::count(Cell::PermitsReleased);
-        let Some(index) = self.host(permit.host) else {
-            return;
-        };
-        if self.hosts[index].alive {
-            let message = Message::Release { grant: permit.grant };
-            let _ = self.hosts[index].send(message, poller, token | u64::from(permit.host));
+        self.send_release(permit.host, permit.grant, poller, token);
+    }
+
+    /// Gives a permit back to an exporter that lives.
+    fn send_release(&mut self, host: u32, grant: u32, poller: &Poller, token: u64) {
+        if let Some(index) = self.host(host).filter(|index| self.hosts[*index].alive) {
+            let _ = self.hosts[index].send(Message::Release { grant }, poller, token | u64::from(host));
         }
-        self.close_idle_host(permit.host);
+        self.close_idle_host(host);
     }
 
     /// Forgets a connection that nothing needs: a job of many processes, one after the other, must not run out of descriptors.
@@ -327,13 +330,36 @@ impl Importer {
             match self.hosts[index].receive() {
                 Ok(None) => return,
                 Ok(Some((message, descriptor))) => {
-                    if let Err(error) = self.handle(number, message, descriptor, calls, poller, token) {
-                        log!(Warn, "exporter {} dropped: {error}", self.hosts[index].pid());
-                        return self.lose_host(number, calls, poller, token);
+                    let handled = self.handle(number, message, descriptor, calls, poller, token);
+                    let (Err(error), Some(index)) = (handled, self.host(number)) else { continue };
+                    let host = &mut self.hosts[index];
+                    // What comes without a descriptor may be handled at any time.
+                    let again = matches!(message, Message::Stale { .. } | Message::Removed { .. });
+                    if again && error.is_passing() {
+                        if host.handle_again(message, poller, token | u64::from(number)) {
+                            log!(Warn, "what exporter {} has taken back is shown still: {error}", host.pid());
+                        }
+                        return;
                     }
+                    log!(Warn, "exporter {} dropped: {error}", host.pid());
+                    return self.lose_host(number, error, calls, poller, token);
                 }
-                Err(_) => return self.lose_host(number, calls, poller, token),
+                Err(_) => return self.lose_host(number, Error::NoSuchId, calls, poller, token),
             }
+        }
+    }
+
+    /// Handles again what could not be handled for want of something.
+    pub(crate) fn try_again(&mut self, calls: &Calls, poller: &Poller, token: u64) {
+        let mut index = 0;
+        while let Some(host) = self.hosts.get_mut(index) {
+            let number = host.number;
+            if host.is_to_be_tried_again() {
+                host.resume(poller, token | u64::from(number));
+                self.read_messages(number, 1, calls, poller, token);
+            }
+            // It may be gone by now.
+            index += usize::from(self.hosts.get(index).is_some_and(|host| host.number == number));
         }
     }
 
@@ -341,13 +367,13 @@ impl Importer {
     pub(crate) fn host_writable(&mut self, number: u32, calls: &Calls, poller: &Poller, token: u64) {
         let Some(index) = self.host(number) else { return };
         if self.hosts[index].flush(poller, token | u64::from(number)).is_err() {
-            return self.lose_host(number, calls, poller, token);
+            return self.lose_host(number, Error::NoSuchId, calls, poller, token);
         }
         self.close_idle_host(number);
     }
 
-    /// An exporter is gone: every wait for it ends. What was mapped stays readable.
-    fn lose_host(&mut self, number: u32, calls: &Calls, poller: &Poller, token: u64) {
+    /// An exporter is gone, or of no use: every wait for it ends with `error`. What was mapped stays readable.
+    fn lose_host(&mut self, number: u32, error: Error, calls: &Calls, poller: &Poller, token: u64) {
         if let Some(index) = self.host(number) {
             log!(Info, "exporter {} is gone", self.hosts[index].pid());
             self.hosts[index].bury(poller);
@@ -366,7 +392,7 @@ impl Importer {
             }
             let _ = self.requests.remove(index);
             match request.kind {
-                RequestKind::Get { ticket, .. } => calls.fail(ticket, Error::NoSuchId),
+                RequestKind::Get { ticket, .. } => calls.fail(ticket, error),
                 RequestKind::Resolve { page } => self.refuse_block(page),
             }
         }
@@ -417,6 +443,9 @@ impl Importer {
                     return self.give_back(host, grant, poller, token);
                 };
                 let permit = self.accept_permit(host, grant, serial, range, access, descriptor);
+                if permit.is_err_and(|error| error.is_passing()) {
+                    self.send_release(host, grant, poller, token);
+                }
                 calls.answer(ticket, permit.map(|grant| Answer::Granted { grant, range }));
                 Ok(())
             }
@@ -590,7 +619,8 @@ impl Importer {
     pub(crate) fn check_patience(&mut self, calls: &Calls) -> Option<Duration> {
         let now = thread::time();
         let limit = self.config.peer_timeout;
-        let mut next: Option<Duration> = None;
+        let again = self.hosts.iter().any(Host::is_to_be_tried_again);
+        let mut next = again.then_some(SOON);
         let mut index = 0;
         while index < self.requests.len() {
             let request = self.requests[index];
@@ -624,7 +654,6 @@ impl Importer {
 
 /// What reports threads at missing pages, and unmapping.
 fn traps() -> Result<(Userfaultfd, Userfaultfd)> {
-    let missing = |what| move |errno| Error::Unsupported { what, errno };
     let trap = Userfaultfd::for_missing_pages();
     let follower = Userfaultfd::for_unmapping();
     Ok((

@@ -17,12 +17,18 @@ pub(crate) struct FaultSignals(Errand<Order>);
 struct Order {
     done: AtomicU32,
     succeeded: AtomicU32,
+    /// How far the signal is.
+    progress: AtomicU32,
     signal: i32,
     pid: u32,
     thread: u32,
     addr: usize,
     instruction: usize,
 }
+
+const UNSENT: u32 = 0;
+const ON_ITS_WAY: u32 = 1;
+const SENT: u32 = 2;
 
 impl FaultSignals {
     pub(crate) fn new() -> SysResult<Self> {
@@ -31,7 +37,10 @@ impl FaultSignals {
 
     /// Raises `signal` with `si_addr` `addr` at a thread that sleeps in a fault.
     ///
-    /// Where somebody else traces the thread, `si_code` is `SI_QUEUE` instead of the fault's.
+    /// Where somebody else traces the thread, or the sibling was stopped, `si_code` is `SI_QUEUE` instead of the fault's.
+    ///
+    /// # Errors
+    /// The thread gets no signal, or nobody knows whether it does.
     pub(crate) fn raise(&self, signal: i32, thread: u32, addr: usize, instruction: usize) -> SysResult<()> {
         let pid = rustix::process::getpid().as_raw_nonzero().get() as u32;
         // SAFETY: every sibling is reaped below.
@@ -39,6 +48,7 @@ impl FaultSignals {
             self.0.give(Order {
                 done: AtomicU32::new(0),
                 succeeded: AtomicU32::new(0),
+                progress: AtomicU32::new(UNSENT),
                 signal,
                 pid,
                 thread,
@@ -58,12 +68,14 @@ impl FaultSignals {
             sibling.kill();
             sibling.reap();
         }
-        match order.succeeded.load(Ordering::Acquire) {
-            0 => signal::queue_fault(signal, pid, thread, addr).or_else(|errno| match errno {
+        match (order.succeeded.load(Ordering::Acquire), order.progress.load(Ordering::Acquire)) {
+            // A second one would come out of nowhere.
+            (1, _) | (_, SENT) => Ok(()),
+            (_, ON_ITS_WAY) => Err(Errno::AGAIN),
+            _ => signal::queue_fault(signal, pid, thread, addr).or_else(|errno| match errno {
                 Errno::SRCH => Ok(()),
                 errno => Err(errno),
             }),
-            _ => Ok(()),
         }
     }
 }
@@ -72,7 +84,13 @@ extern "C" fn sibling_main(order: *mut c_void) -> i32 {
     // SAFETY: `raise` passes its order, and waits for the end of the sibling.
     let order = unsafe { &*order.cast::<Order>() };
     thread::die_with_parent();
-    let raised = signal::raise_fault(order.signal, order.pid, order.thread, order.addr, order.instruction);
+    let queue = || {
+        order.progress.store(ON_ITS_WAY, Ordering::Release);
+        let queued = signal::queue_fault(order.signal, order.pid, order.thread, order.addr);
+        order.progress.store(if queued.is_ok() { SENT } else { UNSENT }, Ordering::Release);
+        queued
+    };
+    let raised = signal::raise_fault(order.signal, order.thread, order.addr, order.instruction, queue);
     // A thread that is gone needs no signal.
     order.succeeded.store(u32::from(matches!(raised, Ok(()) | Err(Errno::SRCH))), Ordering::Release);
     order.done.store(1, Ordering::Release);

@@ -22,6 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 pub(crate) struct Order {
     from: Range,
     to: Option<Range>,
+    /// 0 if it is done. `EAGAIN` until the sibling has said something.
     errno: AtomicU32,
 }
 
@@ -63,7 +64,13 @@ impl Importer {
 
     fn order(&mut self, from: Range, to: Option<Range>) -> SysResult<()> {
         // SAFETY: every sibling is reaped below.
-        let order = unsafe { self.swapper.give(Order { from, to, errno: AtomicU32::new(0) }) };
+        let order = unsafe {
+            self.swapper.give(Order {
+                from,
+                to,
+                errno: AtomicU32::new(Errno::AGAIN.raw_os_error().cast_unsigned()),
+            })
+        };
         // SAFETY: the last sibling is reaped; `sibling_main` makes raw system calls only.
         let (sibling, end) = unsafe { self.swapper.send_with_end(sibling_main) }?;
         self.read_until_ended(order, &end);
@@ -94,8 +101,7 @@ extern "C" fn sibling_main(order: *mut c_void) -> i32 {
             None => memory::unmap(order.from.start(), order.from.len()),
         }
     };
-    if let Err(errno) = done {
-        order.errno.store(errno.raw_os_error().cast_unsigned(), Ordering::Release);
-    }
+    let errno = done.map_or_else(|errno| errno.raw_os_error().cast_unsigned(), |()| 0);
+    order.errno.store(errno, Ordering::Release);
     0
 }
