@@ -207,13 +207,13 @@ impl Drop for Inspection {
 fn open_shared(process: &Process, file: FileId, writable: bool) -> Result<OwnedFd> {
     let access = if writable { OFlags::RDWR } else { OFlags::RDONLY } | OFlags::CLOEXEC;
     let mut errno = rustix::io::Errno::NOENT;
-    for number in process.descriptors_of(file.device, file.inode) {
+    for descriptor in process.descriptors_of(file.device, file.inode) {
         // Opened anew, for the access that is wanted.
-        match rustix::fs::open(format!("/proc/{}/fd/{number}", process.pid), access, Mode::empty()) {
+        match rustix::fs::open(descriptor.path(), access, Mode::empty()) {
             Ok(fd) => return Ok(fd),
             Err(error) => errno = error,
         }
-        if let Ok(fd) = process.descriptor(number)
+        if let Some(Ok(fd)) = descriptor.of_first_thread().map(|number| process.descriptor(number))
             && rustix::fs::fcntl_getfl(&fd).is_ok_and(|flags| !writable || flags.contains(OFlags::RDWR))
         {
             return Ok(fd);

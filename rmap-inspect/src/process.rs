@@ -13,6 +13,26 @@ use std::os::unix::fs::FileExt;
 /// Bytes in a page.
 pub(crate) const PAGE: usize = 4096;
 
+/// What a thread of a process has open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Descriptor {
+    process: i32,
+    thread: i32,
+    number: i32,
+}
+
+impl Descriptor {
+    /// By this it can be opened anew.
+    pub(crate) fn path(self) -> String {
+        format!("/proc/{}/task/{}/fd/{}", self.process, self.thread, self.number)
+    }
+
+    /// Its number, if it is in the table of the first thread.
+    pub(crate) fn of_first_thread(self) -> Option<i32> {
+        (self.thread == self.process).then_some(self.number)
+    }
+}
+
 /// A process. Every look at it is at this very process, also when its id has a new owner.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -68,16 +88,32 @@ impl Process {
             .map_err(failed("pidfd_getfd"))
     }
 
-    /// The numbers of its descriptors that are of this file.
-    pub(crate) fn descriptors_of(&self, device: (i32, i32), inode: u64) -> Vec<i32> {
-        let Ok(open) = self.entry.fd() else { return Vec::new() };
-        let is_it = |number: &i32| {
-            rustix::fs::stat(format!("/proc/{}/fd/{number}", self.pid)).is_ok_and(|stat| {
+    /// Its descriptors that are of this file. Threads may have tables of their own (`CLONE_FILES`): those are looked into where the first
+    /// thread's has none.
+    pub(crate) fn descriptors_of(&self, device: (i32, i32), inode: u64) -> Vec<Descriptor> {
+        let found = self.descriptors_in(self.pid, device, inode);
+        if !found.is_empty() {
+            return found;
+        }
+        let threads = self.threads().unwrap_or_default().into_iter().filter(|thread| *thread != self.pid);
+        threads
+            .map(|thread| self.descriptors_in(thread, device, inode))
+            .find(|found| !found.is_empty())
+            .unwrap_or_default()
+    }
+
+    fn descriptors_in(&self, thread: i32, device: (i32, i32), inode: u64) -> Vec<Descriptor> {
+        let table = std::fs::read_dir(format!("/proc/{}/task/{thread}/fd", self.pid));
+        let names = table.into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let numbers = names.filter_map(|name| name.to_str()?.parse().ok());
+        let found = numbers.map(|number| Descriptor { process: self.pid, thread, number });
+        let is_it = |descriptor: &Descriptor| {
+            rustix::fs::stat(descriptor.path()).is_ok_and(|stat| {
                 let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
                 stat.st_ino == inode && (major.cast_signed(), minor.cast_signed()) == device
             })
         };
-        open.flatten().map(|fd| fd.fd).filter(is_it).collect()
+        found.filter(is_it).collect()
     }
 
     /// Its threads now.

@@ -128,6 +128,29 @@ fn shared_memory_is_mapped_as_it_is() {
 }
 
 #[test]
+fn memory_that_is_attached_is_mapped_as_it_is() {
+    let stage = Stage::new("memory_that_is_attached_is_mapped_as_it_is", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(4 * PAGE);
+    exporter.fill(address, 4, 30);
+    let segid = exporter.make_all();
+    let here = importer.get_attach(segid, address, 4 * PAGE);
+    importer.check(here, 4, 30);
+    // It is in a file that only the library's thread has open.
+    let inspection = open(&exporter, address, 4);
+    assert!(inspection.pieces().iter().all(|piece| piece.way == Way::Descriptor));
+    assert_eq!(look(&inspection, address + 3 * PAGE), Some(33));
+    draw(&inspection, address + PAGE, 77);
+    importer.check(here + PAGE, 1, 77);
+    exporter.check(address + PAGE, 1, 77);
+    drop(inspection);
+    importer.fill(here, 4, 90);
+    exporter.check(address, 4, 90);
+    exporter.exit();
+    importer.exit();
+}
+
+#[test]
 fn what_is_replaced_is_forgotten() {
     let stage = Stage::new("what_is_replaced_is_forgotten", 60);
     let mut actor = stage.actor();
