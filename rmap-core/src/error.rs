@@ -1,7 +1,7 @@
 //! Everything that can go wrong, one variant for each thing that a person can act on.
 
 use crate::range::Range;
-use crate::sys::Errno;
+use crate::sys::{Errno, Said};
 
 /// Why a call failed. Each variant has one errno, XPMEM's where XPMEM has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum Error {
     #[error("this process has used up its ids")]
     OutOfIds,
     /// Memory, address space, mappings or descriptors ran out (the errno says which).
-    #[error("{call} failed: {errno}")]
+    #[error("{call} failed: {}", Said(*.errno))]
     OutOfResources {
         /// The call that failed.
         call: &'static str,
@@ -31,7 +31,7 @@ pub enum Error {
     #[error("{0} is taken by an attachment, or by the segment itself")]
     RangeTaken(Range),
     /// This system cannot serve the process; the text says what is missing (`ENOENT`, as without `/dev/xpmem`).
-    #[error("{what} is not available: {errno}")]
+    #[error("{what} is not available: {}", Said(*.errno))]
     Unsupported {
         /// What is missing.
         what: &'static str,

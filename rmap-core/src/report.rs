@@ -7,8 +7,8 @@ use crate::counters::{Sheet, sheet};
 use crate::engine::rights::{Party, Shared};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
-use crate::sys::Errno;
 use crate::sys::socket;
+use crate::sys::{Errno, Said};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -29,7 +29,7 @@ fn say(what: &[u8], detail: &str, descriptor: Option<BorrowedFd<'_>>) {
     let said = socket::connect_at_once(name.as_bytes())
         .and_then(|socket| socket::send(&socket, &message, descriptor));
     if let Err(errno) = said {
-        log!(Warn, "{VARIABLE}: {errno}");
+        log!(Warn, "{VARIABLE}: {errno}", errno = Said(errno));
     }
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn started() {
     }
     match sheet::to_be_read() {
         Ok(counters) => say(STARTED, "", Some(counters.as_fd())),
-        Err(errno) => log!(Warn, "{VARIABLE}: {errno}"),
+        Err(errno) => log!(Warn, "{VARIABLE}: {errno}", errno = Said(errno)),
     }
 }
 

@@ -111,6 +111,18 @@ pub enum Reply {
 /// What a thread of an actor counted.
 pub type Report = BTreeMap<String, u64>;
 
+/// A thread that counts errors (`*errno_*`), wrong bytes and signals has counted none.
+///
+/// # Panics
+///
+/// If it has.
+#[track_caller]
+pub fn expect_clean(report: &Report) {
+    let counts_faults = |key: &str| key.contains("errno_") || ["wrong", "faults"].contains(&key);
+    let bad: Vec<_> = report.iter().filter(|(key, count)| **count != 0 && counts_faults(key)).collect();
+    assert!(bad.is_empty(), "{bad:?} in {report:?}");
+}
+
 /// A process that does what it is told.
 #[derive(Debug)]
 pub struct Actor {
@@ -434,6 +446,15 @@ impl Actor {
     /// Fills pages with one stamp.
     pub fn fill_same(&mut self, address: usize, pages: usize, stamp: u64) {
         self.ok(&format!("fill {address:#x} {pages} {stamp} 0"));
+    }
+
+    /// Maps pages at an address, each of which has its own address as its first word.
+    pub fn label(&mut self, address: usize, pages: usize) {
+        self.anon_at(address, pages * PAGE);
+        for page in 0..pages {
+            let address = address + page * PAGE;
+            self.store(address, address as u64).expect("own memory");
+        }
     }
 
     /// Whether the pages carry the stamps of [`Actor::fill`]; if not, the first that does not.

@@ -31,7 +31,7 @@ mod supervisor;
 mod tracer;
 mod wire;
 
-pub use actor::{Actor, Fault, Reply, Report, Setup};
+pub use actor::{Actor, Fault, Reply, Report, Setup, expect_clean};
 pub use descriptors::{application_descriptors, library_descriptors, service_thread};
 pub use engine::Engine;
 pub use log::Log;

@@ -1,18 +1,9 @@
 //! All functions from many threads at once, while memory is used and changes.
 
-use rmap_tests::{Actor, PAGE, Report, Stage, seed};
+use rmap_tests::{Actor, PAGE, Report, Stage, expect_clean, seed};
 
 const ARENA: usize = 0x2000_0000_0000;
 const PAGES: usize = 64;
-
-/// Gives each page its own address as its first word.
-fn label(actor: &mut Actor) {
-    actor.anon_at(ARENA, PAGES * PAGE);
-    for page in 0..PAGES {
-        let address = ARENA + page * PAGE;
-        actor.store(address, address as u64).unwrap();
-    }
-}
 
 /// Starts threads and lets each of an actor do so many steps.
 fn run(actors: &mut [&mut Actor], works: &[Vec<String>], steps: &[usize]) -> Vec<Vec<Report>> {
@@ -34,23 +25,11 @@ fn run(actors: &mut [&mut Actor], works: &[Vec<String>], steps: &[usize]) -> Vec
         .collect()
 }
 
-/// A thread of this kind saw nothing wrong, and no call failed.
-#[track_caller]
-fn expect_clean(report: &Report) {
-    let bad: Vec<_> = report
-        .iter()
-        .filter(|(key, count)| {
-            **count != 0 && (key.contains("errno_") || ["wrong", "faults"].contains(&key.as_str()))
-        })
-        .collect();
-    assert!(bad.is_empty(), "{bad:?} in {report:?}");
-}
-
 #[test]
 fn many_threads_of_one_importer() {
     let stage = Stage::new("many_threads_of_one_importer", 120);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
-    label(&mut exporter);
+    exporter.label(ARENA, PAGES);
     let segids = [exporter.make(ARENA, PAGES * PAGE), exporter.make(ARENA, PAGES * PAGE)];
     importer.anon_at(ARENA, PAGES * PAGE);
     let works = (0..16)
@@ -71,7 +50,7 @@ fn many_threads_of_one_importer() {
 fn a_process_and_itself() {
     let stage = Stage::new("a_process_and_itself", 120);
     let mut actor = stage.actor();
-    label(&mut actor);
+    actor.label(ARENA, PAGES);
     let segid = actor.make(ARENA, PAGES * PAGE);
     let works = (0..8).map(|number| format!("api {} {segid} {ARENA} {PAGES}", seed() + number)).collect();
     for report in run(&mut [&mut actor], &[works], &[1000]).concat() {
@@ -87,7 +66,7 @@ fn three_processes_with_each_other() {
     let segids: Vec<i64> = actors
         .iter_mut()
         .map(|actor| {
-            label(actor);
+            actor.label(ARENA, PAGES);
             actor.make(ARENA, PAGES * PAGE)
         })
         .collect();
@@ -118,7 +97,7 @@ fn everything_at_once() {
     let made: Vec<(i64, i64)> = actors
         .iter_mut()
         .map(|actor| {
-            label(actor);
+            actor.label(ARENA, PAGES);
             (actor.make(ARENA, PAGES * PAGE), actor.make_all())
         })
         .collect();
@@ -195,7 +174,7 @@ fn many_importers_look_while_many_exporters_change() {
 fn segments_come_and_go_under_their_users() {
     let stage = Stage::new("segments_come_and_go_under_their_users", 120);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
-    label(&mut exporter);
+    exporter.label(ARENA, PAGES);
     importer.anon_at(ARENA, PAGES * PAGE);
     let lasting = exporter.make(ARENA, PAGES * PAGE);
     for round in 0..30 {
@@ -232,7 +211,7 @@ fn segments_come_and_go_under_their_users() {
 fn many_processes_attach_one() {
     let stage = Stage::new("many_processes_attach_one", 120);
     let mut exporter = stage.actor();
-    label(&mut exporter);
+    exporter.label(ARENA, PAGES);
     let segid = exporter.make(ARENA, PAGES * PAGE);
     let mut importers = stage.actors(12);
     let works: Vec<Vec<String>> =

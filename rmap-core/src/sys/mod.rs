@@ -15,6 +15,7 @@ pub(crate) mod pagemap;
 pub(crate) mod procfs;
 pub(crate) mod ptrace;
 pub(crate) mod raw;
+mod said;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod sysv;
@@ -23,6 +24,7 @@ pub(crate) mod uffd;
 pub(crate) mod userns;
 
 pub(crate) use rustix::io::Errno;
+pub(crate) use said::Said;
 
 /// Result of a system call.
 pub(crate) type SysResult<T> = core::result::Result<T, Errno>;

@@ -22,7 +22,7 @@ use crate::range::Range;
 use crate::sys::event::{Doorbell, Poller, Ready};
 use crate::sys::futex::{self, Word};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
-use crate::sys::{Errno, SysResult, fd, procfs, socket, thread};
+use crate::sys::{Errno, Said, SysResult, fd, procfs, socket, thread};
 use core::ffi::c_void;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -296,7 +296,7 @@ impl Service {
                 Err(Errno::MFILE) if self.exporter.dismiss_guest(&self.poller, CLIENT) => {}
                 Err(errno) => {
                     if self.deaf.replace(errno) != Some(errno) {
-                        log!(Error, "nobody can be let in: accept: {errno}");
+                        log!(Error, "nobody can be let in: accept: {errno}", errno = Said(errno));
                     }
                     // It would be ready for ever.
                     let _ = self.poller.pause(&self.listener, LISTENER);

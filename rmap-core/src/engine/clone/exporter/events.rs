@@ -14,13 +14,13 @@ use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::{OwnVec, Span};
 use crate::range::Range;
-use crate::sys::SysResult;
 use crate::sys::maps::{self, FileId, Vma};
 use crate::sys::memory;
 use crate::sys::memory::{MapFlags, ProtFlags};
 use crate::sys::procfs::{self, Blocked};
 use crate::sys::thread;
 use crate::sys::uffd::Event;
+use crate::sys::{Said, SysResult};
 use core::ops::ControlFlow;
 use core::time::Duration;
 use std::os::fd::OwnedFd;
@@ -226,7 +226,7 @@ impl Exporter {
                 }
                 Ok(_) => {}
                 Err(errno) => {
-                    log!(Error, "read of a userfaultfd: {errno}");
+                    log!(Error, "read of a userfaultfd: {errno}", errno = Said(errno));
                     return;
                 }
             }
@@ -289,7 +289,7 @@ impl Exporter {
         for object in self.objects.iter() {
             counters::count(Cell::Punches);
             if let Err(errno) = object.punch(range) {
-                log!(Error, "punching {range}: {errno}");
+                log!(Error, "punching {range}: {errno}", errno = Said(errno));
             }
         }
         let _ = self.backed.remove(range);
@@ -307,7 +307,7 @@ impl Exporter {
             if let Some(object) = self.objects.get(span.value.serial).filter(|_| !shared) {
                 counters::count(Cell::Punches);
                 if let Err(errno) = object.punch(span.range) {
-                    log!(Error, "punching {}: {errno}", span.range);
+                    log!(Error, "punching {}: {errno}", span.range, errno = Said(errno));
                 }
                 self.private_files.refill(object, span.range);
             }
@@ -431,7 +431,7 @@ impl Exporter {
                 let hole = Range::between(rest.start(), shown.map_or(rest.end(), |span| span.range.start()));
                 counters::add(Cell::Punches, u64::from(hole.is_some()));
                 if let Some(Err(errno)) = hole.map(|hole| object.punch(hole)) {
-                    log!(Error, "punching {rest}: {errno}");
+                    log!(Error, "punching {rest}: {errno}", errno = Said(errno));
                 }
                 from = shown.and_then(|span| Range::between(span.range.end(), range.end()));
             }

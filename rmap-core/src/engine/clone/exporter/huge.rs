@@ -6,9 +6,9 @@
 use crate::counters::{self, Cell};
 use crate::log::log;
 use crate::range::Range;
-use crate::sys::SysResult;
 use crate::sys::maps::{Attributes, HugePageAdvice};
 use crate::sys::memory::{self, HUGE_PAGE};
+use crate::sys::{Said, SysResult};
 
 /// Remembers failures: an old kernel, no memory in one piece. Trying takes time, and threads stand still.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl HugePages {
                 self.skipped = (2 * self.skipped).clamp(1, MOST);
                 self.skip = self.skipped;
                 counters::count(Cell::HugePagesFailed);
-                log!(Debug, "no huge pages for {range}: {errno}");
+                log!(Debug, "no huge pages for {range}: {errno}", errno = Said(errno));
             }
         }
     }

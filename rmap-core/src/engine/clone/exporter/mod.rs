@@ -35,7 +35,7 @@ use crate::sys::event::{Doorbell, Poller};
 use crate::sys::maps::{Attributes, FileId, Maps, Smaps, Vma};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
-use crate::sys::{Errno, SysResult, procfs, thread};
+use crate::sys::{Errno, Said, SysResult, procfs, thread};
 use adopt::{Backing, Origin};
 use client::Client;
 use core::ops::ControlFlow;
@@ -258,7 +258,7 @@ impl Exporter {
         let noted =
             if mapped { self.own_windows.insert(window, ()) } else { self.own_windows.remove(window) };
         if let Err(errno) = noted {
-            log!(Error, "noting the window {window}: {errno}");
+            log!(Error, "noting the window {window}: {errno}", errno = Said(errno));
         }
     }
 
@@ -280,7 +280,7 @@ impl Exporter {
         let mut all = OwnVec::new();
         for rest in backed.chain(self.shared.within(range).map(|span| span.range)) {
             if let Err(errno) = all.push(rest) {
-                log!(Error, "{rest} is not watched: {errno}");
+                log!(Error, "{rest} is not watched: {errno}", errno = Said(errno));
             }
         }
         for rest in all.iter() {
@@ -367,7 +367,12 @@ impl Exporter {
         for serial in closed.iter() {
             for client in self.clients.iter_mut() {
                 if let Err(errno) = client.lose_object(*serial) {
-                    log!(Warn, "process {} keeps a closed object: {errno}", client.pid());
+                    log!(
+                        Warn,
+                        "process {} keeps a closed object: {errno}",
+                        client.pid(),
+                        errno = Said(errno)
+                    );
                 }
             }
         }
@@ -427,7 +432,7 @@ impl Exporter {
                     self.limit_guests(poller, token);
                 }
             }
-            Err(errno) => log!(Warn, "a connection without credentials: {errno}"),
+            Err(errno) => log!(Warn, "a connection without credentials: {errno}", errno = Said(errno)),
         }
     }
 
@@ -626,7 +631,11 @@ impl Exporter {
                 Progress::Idle => match self.start_freeze(doorbell.as_fd(), poller, token) {
                     Ok(()) => return None,
                     Err(errno) => {
-                        log!(Error, "cannot start the process that stops threads: {errno}");
+                        log!(
+                            Error,
+                            "cannot start the process that stops threads: {errno}",
+                            errno = Said(errno)
+                        );
                         self.fail_jobs(errno, calls);
                     }
                 },
@@ -650,7 +659,11 @@ impl Exporter {
                 Progress::Failed(errno) => {
                     if !self.freezer.thaw() {
                         counters::count(Cell::StallsFailed);
-                        log!(Error, "cannot stop the threads of this process ({errno}): is it being traced?");
+                        log!(
+                            Error,
+                            "cannot stop the threads of this process ({errno}): is it being traced?",
+                            errno = Said(errno)
+                        );
                         self.fail_jobs(errno, calls);
                     }
                 }
@@ -814,7 +827,7 @@ impl Exporter {
     /// Watches memory that an object shows already: in a moment, if not now.
     fn watch_surely(&mut self, range: Range) {
         if let Err(errno) = self.watchers.watch(range) {
-            log!(Error, "watching {range}: {errno}");
+            log!(Error, "watching {range}: {errno}", errno = Said(errno));
             if self.unwatched.push(range).is_err() {
                 log!(Error, "{range} is not watched");
             }

@@ -9,7 +9,7 @@ use crate::log::log;
 use crate::range::Range;
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::numa::{self, Policy};
-use crate::sys::{Errno, SysResult};
+use crate::sys::{Errno, Said, SysResult};
 
 /// Where copies go.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Placement {
             Ok(matters) => matters,
             // No NUMA in the kernel, or a container that refuses these calls.
             Err(errno) => {
-                log!(Debug, "pages cannot be kept on their nodes: {errno}");
+                log!(Debug, "pages cannot be kept on their nodes: {errno}", errno = Said(errno));
                 false
             }
         };
@@ -38,7 +38,7 @@ impl Placement {
             return None;
         }
         if let Err(errno) = forget_policy(object, range) {
-            log!(Debug, "the memory policy of {range} stays: {errno}");
+            log!(Debug, "the memory policy of {range} stays: {errno}", errno = Said(errno));
         }
         numa::policy_at(range.start()).ok()
     }
@@ -53,7 +53,7 @@ impl Placement {
         if let Some(policy) = policy.filter(|policy| *policy != Policy::DEFAULT)
             && let Err(errno) = numa::bind(range.start(), range.len(), &policy)
         {
-            log!(Debug, "{range} loses its memory policy: {errno}");
+            log!(Debug, "{range} loses its memory policy: {errno}", errno = Said(errno));
         }
     }
 

@@ -9,7 +9,7 @@ use crate::own::{OwnVec, RangeTable};
 use crate::range::Range;
 use crate::sys::maps::{FileId, Vma};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
-use crate::sys::{SysResult, fd};
+use crate::sys::{Said, SysResult, fd};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Which file each such address showed.
@@ -28,7 +28,11 @@ impl PrivateFiles {
     pub(super) fn note(&mut self, range: Range, vma: &Vma, path: &[u8]) {
         let Some(shared) = Shared::of(vma).filter(|_| !vma.shared) else { return self.forget(range) };
         if let Err(errno) = self.try_note(range, vma, shared, path) {
-            log!(Info, "the file behind {range} cannot be kept: {errno}; dropped pages will be zero");
+            log!(
+                Info,
+                "the file behind {range} cannot be kept: {errno}; dropped pages will be zero",
+                errno = Said(errno)
+            );
         }
     }
 
@@ -68,7 +72,7 @@ impl PrivateFiles {
             let Some((_, fd)) = self.open.iter().find(|(file, _)| *file == span.value.file) else { continue };
             let offset = span.value.origin.wrapping_add(span.range.start() as u64);
             if let Err(errno) = copy_file(fd, offset, object, span.range) {
-                log!(Error, "reading the file behind {}: {errno}", span.range);
+                log!(Error, "reading the file behind {}: {errno}", span.range, errno = Said(errno));
             }
         }
     }

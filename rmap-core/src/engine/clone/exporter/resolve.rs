@@ -15,7 +15,7 @@ use crate::own::{self, OwnVec};
 use crate::range::Range;
 use crate::sys::maps::Vma;
 use crate::sys::memory::{PAGE, ProtFlags};
-use crate::sys::{fd, sysv, thread};
+use crate::sys::{Said, fd, sysv, thread};
 use core::time::Duration;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -465,14 +465,18 @@ impl Exporter {
             Err(errno) if path.ends_with(b" (deleted)") => {
                 // No descriptor is to be had: as good as private, if nobody else has it.
                 if self.inherited.contains(&file) || plan::is_shared_with_others(range, &self.pagemap) {
-                    log!(Warn, "{range} is shared memory whose descriptor cannot be had: {errno}");
+                    log!(
+                        Warn,
+                        "{range} is shared memory whose descriptor cannot be had: {errno}",
+                        errno = Said(errno)
+                    );
                     return Ok(Finding::Hole("shared memory whose descriptor cannot be had"));
                 }
                 let protected = !vma.prot.contains(ProtFlags::WRITE);
                 return self.adopt(grant, request, range, protected, vma, Origin::Shared, frozen);
             }
             Err(errno) => {
-                log!(Warn, "the file mapped at {range} cannot be opened: {errno}");
+                log!(Warn, "the file mapped at {range} cannot be opened: {errno}", errno = Said(errno));
                 return Ok(Finding::Hole("a file that cannot be opened"));
             }
         };

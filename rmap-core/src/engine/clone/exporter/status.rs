@@ -7,7 +7,7 @@ use crate::error::{self, Result};
 use crate::own::OwnMemory;
 use crate::sys::features::Feature;
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
-use crate::sys::{fd, thread};
+use crate::sys::{Said, fd, thread};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,7 +62,8 @@ impl Status {
         if let Err(errno) = unsafe { thread::set_robust_futex(self.robust.addr(), futex) } {
             crate::log::log!(
                 Warn,
-                "set_robust_list: {errno}; importers learn of this process's end a moment later"
+                "set_robust_list: {errno}; importers learn of this process's end a moment later",
+                errno = Said(errno)
             );
         }
     }

@@ -6,6 +6,7 @@ use crate::counters::{self, Cell};
 use crate::error::{Error, Result};
 use crate::log::log;
 use crate::range::Range;
+use crate::sys::Said;
 use crate::sys::event::Poller;
 use crate::sys::memory::{self, HUGE_PAGE, PAGE};
 use crate::sys::procfs::{self, Blocked};
@@ -51,8 +52,8 @@ impl Importer {
         // It sleeps in one place. A thread that was stopped in its sleep, and goes on, reports the page once more.
         self.waiters.retain(|waiter| waiter.thread != thread);
         if let Err(errno) = self.waiters.push(Waiter { page, addr, thread, store: protected }) {
-            // The thread goes round once more, and asks again.
-            log!(Error, "noting a fault: {errno}");
+            // The thread goes round once more, and asks again: there is room when one of the others has its answer.
+            log!(Error, "noting a fault: {errno}", errno = Said(errno));
             let _ = self.trap.wake(page, PAGE);
         }
     }
@@ -155,7 +156,7 @@ impl Importer {
     fn wake(&mut self, local: Range) {
         self.waiters.retain(|waiter| !local.contains(waiter.page));
         if let Err(errno) = self.trap.wake(local.start(), local.len()) {
-            log!(Error, "waking the threads that wait for {local}: {errno}");
+            log!(Error, "waking the threads that wait for {local}: {errno}", errno = Said(errno));
         }
     }
 
@@ -183,7 +184,12 @@ impl Importer {
                 // Another signal has come in between; if the thread touches the page again, it asks again.
                 Ok(_) => continue,
                 Err(errno) => {
-                    log!(Error, "what thread {} does cannot be read: {errno}", waiter.thread);
+                    log!(
+                        Error,
+                        "what thread {} does cannot be read: {errno}",
+                        waiter.thread,
+                        errno = Said(errno)
+                    );
                     hard = true;
                     continue;
                 }
@@ -195,7 +201,7 @@ impl Importer {
                 if held_back { Ok(()) } else { raise() }
             });
             if let Err(errno) = raised {
-                log!(Error, "signal {signal} for thread {}: {errno}", waiter.thread);
+                log!(Error, "signal {signal} for thread {}: {errno}", waiter.thread, errno = Said(errno));
                 hard = true;
             }
         }

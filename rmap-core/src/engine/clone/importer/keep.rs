@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
-use crate::sys::Errno;
 use crate::sys::memory::{self, HUGE_PAGE};
+use crate::sys::{Errno, Said};
 
 /// Where something was attached, and the window that was made for it, if one was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Importer {
                     self.windows[index].slot = Some(slot);
                 }
             }
-            Err(errno) => log!(Warn, "window {} is not kept: {errno}", window.range),
+            Err(errno) => log!(Warn, "window {} is not kept: {errno}", window.range, errno = Said(errno)),
         }
         let base = window.range.start() + (remote.start() - window.remote);
         Ok(Mapped { base, made: Some(window.range) })

@@ -137,9 +137,12 @@ impl Importer {
         let nothing = rustix::fs::memfd_create(c"rmap-nothing", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(missing("memfd_create"))?;
         let (trap, follower) = traps()?;
-        // What the first attach would have to make room for.
+        // What the first attach would have to make room for; and what a thread waits for must be noted, whatever there is.
         let (mut windows, mut removed) = (OwnVec::new(), OwnVec::new());
-        windows.reserve(1).and_then(|()| removed.reserve(1)).map_err(failed("mmap"))?;
+        let (mut requests, mut waiters) = (OwnVec::new(), OwnVec::new());
+        let windows_fit = windows.reserve(1).and_then(|()| removed.reserve(1));
+        let waits_fit = requests.reserve(1).and_then(|()| waiters.reserve(1));
+        windows_fit.and(waits_fit).map_err(failed("mmap"))?;
         Ok(Self {
             config,
             shared: Shared::of_this_process(),
@@ -155,9 +158,9 @@ impl Importer {
             status_pages: StatusPages::new(),
             peer_rows: PeerRows::of_exporters(),
             pieces: RangeTable::new(),
-            requests: OwnVec::new(),
+            requests,
             next_request: 1,
-            waiters: OwnVec::new(),
+            waiters,
             trap,
             follower,
             signals: FaultSignals::new().map_err(failed("mmap"))?,

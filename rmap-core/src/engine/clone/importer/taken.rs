@@ -7,6 +7,7 @@ use super::window::Window;
 use crate::counters::{self, Cell};
 use crate::log::log;
 use crate::range::Range;
+use crate::sys::Said;
 use crate::sys::uffd::Event;
 
 impl Importer {
@@ -51,7 +52,8 @@ impl Importer {
                 log!(
                     Error,
                     "the rest of window {} stays until its permit is released: {errno}",
-                    window.range
+                    window.range,
+                    errno = Said(errno)
                 );
             }
             let _ = self.windows.remove(index);
@@ -61,16 +63,16 @@ impl Importer {
             for rest in [above, below].into_iter().flatten() {
                 let rest = Window { range: rest, remote: window.to_remote(rest.start()), ..window };
                 if let Err(errno) = self.windows.insert(index, rest) {
-                    log!(Error, "{} stays mapped for ever: {errno}", rest.range);
+                    log!(Error, "{} stays mapped for ever: {errno}", rest.range, errno = Said(errno));
                 }
             }
             if let Err(errno) = self.pieces.remove(gone) {
-                log!(Error, "forgetting what {gone} showed: {errno}");
+                log!(Error, "forgetting what {gone} showed: {errno}", errno = Said(errno));
             }
             self.waiters.retain(|waiter| !gone.contains(waiter.page()));
             let _ = self.trap.wake(gone.start(), gone.len());
             if let Err(errno) = self.removed.push(gone) {
-                log!(Error, "{gone} still counts as a window: {errno}");
+                log!(Error, "{gone} still counts as a window: {errno}", errno = Said(errno));
             }
         }
     }
