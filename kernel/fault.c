@@ -40,6 +40,8 @@ struct rmap_batch {
 	unsigned int index;		/* the page that faulted */
 	unsigned int gup_flags;
 	bool writable;			/* the target itself may write there */
+	bool whole;			/* all of it is one huge page */
+	bool odd_type;			/* may not be plain cached memory */
 	struct rmap_attempt attempt;
 	unsigned long *pfns;		/* HMM_PFN_ encoding */
 	unsigned long pfn;		/* in place of @pfns for one page */
@@ -128,6 +130,7 @@ static void rmap_batch_init(struct rmap_batch *batch, struct vm_fault *vmf,
 	batch->first = page - before;
 	batch->nr = before + 1 + after;
 	batch->index = before;
+	batch->whole = false;
 	batch->address = address - (before << PAGE_SHIFT);
 	batch->target = view->address + (batch->first << PAGE_SHIFT);
 	batch->attempt.first = batch->first;
@@ -188,6 +191,57 @@ static vm_fault_t rmap_target_check(struct vm_area_struct *vma,
 	return VM_FAULT_SIGSEGV;
 }
 
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+/* Do both sides agree modulo 2 MiB, with room for all of a huge page? */
+static bool rmap_batch_may_be_huge(struct rmap_batch *batch)
+{
+	/* A table to deposit would be allocated under view->rwsem. */
+	return rmap_huge_pages && !arch_needs_pgtable_deposit() &&
+	       batch->nr == PMD_SIZE >> PAGE_SHIFT &&
+	       !((batch->address | batch->target) & ~PMD_MASK);
+}
+#else
+static bool rmap_batch_may_be_huge(struct rmap_batch *batch)
+{
+	return false;
+}
+#endif
+
+/*
+ * Is the page that faulted mapped as part of a huge one? Then it tells all
+ * about its neighbours. Only the first entry is filled in.
+ */
+static bool rmap_batch_look_whole(struct rmap_batch *batch,
+				  struct hmm_range *range, struct page *page)
+{
+	unsigned long entry = 0;
+
+	if (!rmap_batch_may_be_huge(batch))
+		return false;
+	range->start = batch->target +
+		       ((unsigned long)batch->index << PAGE_SHIFT);
+	range->end = range->start + PAGE_SIZE;
+	range->hmm_pfns = &entry;
+	if (hmm_range_fault(range) || !(entry & HMM_PFN_VALID) ||
+	    hmm_pfn_to_map_order(entry) < PMD_SHIFT - PAGE_SHIFT ||
+	    (entry & ~HMM_PFN_FLAGS) != page_to_pfn(page))
+		return false;
+	batch->pfns[0] = entry - batch->index;
+	return true;
+}
+
+/* Fills in the rest. */
+static void rmap_batch_spread(struct rmap_batch *batch)
+{
+	unsigned int i;
+
+	for (i = 1; i < batch->nr; i++)
+		batch->pfns[i] = batch->pfns[0] + i;
+	if (batch->gup_flags & FOLL_WRITE)
+		batch->pfns[batch->index] |= HMM_PFN_WRITE;
+	batch->whole = false;
+}
+
 /*
  * Reads the target's page tables, under its mmap_lock. Returns 0 with the
  * batch filled in, VM_FAULT_RETRY if the page has to be brought in first, or
@@ -229,6 +283,12 @@ static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
 	/* Entries of shadow stacks count as writable, but not for stores. */
 	batch->writable = (vma->vm_flags & (VM_WRITE | VM_SHADOW_STACK)) ==
 			  VM_WRITE;
+	batch->odd_type = vma->vm_flags & VM_MIXEDMAP;
+	batch->whole = rmap_batch_look_whole(batch, &range, page);
+	if (batch->whole) {
+		put_page(page);
+		return 0;
+	}
 	range.start = batch->target;
 	range.end = batch->target + ((unsigned long)batch->nr << PAGE_SHIFT);
 	range.hmm_pfns = batch->pfns;
@@ -296,11 +356,9 @@ static bool rmap_batch_is_huge(struct rmap_batch *batch)
 	unsigned long pfn = batch->pfns[0] & ~HMM_PFN_FLAGS;
 	unsigned int i;
 
-	/* A table to deposit would be allocated under view->rwsem. */
-	if (!rmap_huge_pages || arch_needs_pgtable_deposit())
-		return false;
-	if (batch->nr != PMD_SIZE >> PAGE_SHIFT ||
-	    (batch->address | batch->target) & ~PMD_MASK ||
+	if (batch->whole)
+		return true;
+	if (!rmap_batch_may_be_huge(batch) ||
 	    pfn & ((PMD_SIZE >> PAGE_SHIFT) - 1))
 		return false;
 	for (i = 0; i < batch->nr; i++)
@@ -318,6 +376,8 @@ static vm_fault_t rmap_install_huge(struct rmap_batch *batch)
 	vm_fault_t fault = VM_FAULT_FALLBACK;
 	bool writable = true;
 	unsigned int i;
+	/* What holds for one page of a huge one holds for all. */
+	unsigned int nr = batch->whole ? 1 : batch->nr;
 
 	/*
 	 * Exclusively: nobody puts a page table there in the meantime. All
@@ -331,7 +391,7 @@ static vm_fault_t rmap_install_huge(struct rmap_batch *batch)
 	}
 	if (!pmd_none(READ_ONCE(*batch->vmf->pmd)))
 		goto unlock;
-	for (i = 0; i < batch->nr && writable; i++)
+	for (i = 0; i < nr && writable; i++)
 		writable = rmap_batch_writable(batch, i);
 	if (write && !writable)
 		goto unlock;
@@ -397,35 +457,85 @@ static void rmap_batch_mark(struct rmap_batch *batch)
 	}
 }
 
+/* How the entries of a batch are made. */
+struct rmap_install {
+	struct rmap_batch *batch;
+	pgprot_t writable;
+	pgprot_t readonly;
+};
+
+static pgprot_t rmap_install_prot(struct rmap_install *install, unsigned int i)
+{
+	return rmap_batch_writable(install->batch, i) ? install->writable :
+							install->readonly;
+}
+
+/* One entry, under the lock of its table. */
+static int rmap_install_entry(pte_t *pte, unsigned long address, void *data)
+{
+	struct rmap_install *install = data;
+	struct rmap_batch *batch = install->batch;
+	unsigned int i = (address - batch->address) >> PAGE_SHIFT;
+	unsigned long pfn = batch->pfns[i] & ~HMM_PFN_FLAGS;
+
+	if (!(batch->pfns[i] & HMM_PFN_VALID) || !pte_none(ptep_get(pte)))
+		return 0;
+	set_pte_at(batch->vmf->vma->vm_mm, address, pte,
+		   pte_mkspecial(pfn_pte(pfn, rmap_install_prot(install, i))));
+	return 0;
+}
+
+/* One by one, so that each gets the memory type that its page has. */
+static vm_fault_t rmap_install_typed(struct rmap_install *install)
+{
+	struct rmap_batch *batch = install->batch;
+	vm_fault_t result = VM_FAULT_NOPAGE;
+	unsigned int i;
+
+	for (i = 0; i < batch->nr; i++) {
+		vm_fault_t fault;
+
+		if (!(batch->pfns[i] & HMM_PFN_VALID))
+			continue;
+		fault = vmf_insert_pfn_prot(batch->vmf->vma,
+					    batch->address +
+					    ((unsigned long)i << PAGE_SHIFT),
+					    batch->pfns[i] & ~HMM_PFN_FLAGS,
+					    rmap_install_prot(install, i));
+		if (i == batch->index)
+			result = fault;
+	}
+	return result;
+}
+
 static vm_fault_t rmap_install_pages(struct rmap_batch *batch)
 {
 	struct vm_fault *vmf = batch->vmf;
 	struct vm_area_struct *vma = vmf->vma;
 	struct rmap_view *view = batch->view;
-	pgprot_t readonly = vm_get_page_prot(vma->vm_flags & ~VM_SHARED);
-	pgprot_t writable = vm_get_page_prot(vma->vm_flags);
+	struct rmap_install install = {
+		.batch = batch,
+		.writable = vm_get_page_prot(vma->vm_flags),
+		.readonly = vm_get_page_prot(vma->vm_flags & ~VM_SHARED),
+	};
 	vm_fault_t result = VM_FAULT_NOPAGE;
-	unsigned int i;
 
 	down_read(&view->rwsem);
 	/* If it is not valid any more, the fault starts again. */
 	if (!rmap_batch_valid(batch) || !rmap_install_table(vmf))
 		goto unlock;
 	rmap_batch_mark(batch);
-	for (i = 0; i < batch->nr; i++) {
-		unsigned long address =
-			batch->address + ((unsigned long)i << PAGE_SHIFT);
-		unsigned long pfn = batch->pfns[i] & ~HMM_PFN_FLAGS;
-		vm_fault_t fault;
-
-		if (!(batch->pfns[i] & HMM_PFN_VALID))
-			continue;
-		fault = vmf_insert_pfn_prot(vma, address, pfn,
-					    rmap_batch_writable(batch, i) ?
-						    writable : readonly);
-		if (i == batch->index)
-			result = fault;
-	}
+	/*
+	 * The table is there, and all of the batch is in it: nothing is
+	 * allocated. Nothing turns it into a huge entry either, which takes
+	 * view->rwsem exclusively.
+	 */
+	if (batch->odd_type)
+		result = rmap_install_typed(&install);
+	else if (apply_to_page_range(vma->vm_mm, batch->address,
+				     (unsigned long)batch->nr << PAGE_SHIFT,
+				     rmap_install_entry, &install))
+		result = VM_FAULT_OOM;
 unlock:
 	up_read(&view->rwsem);
 	return result;
@@ -453,8 +563,11 @@ static vm_fault_t rmap_batch_try(struct rmap_batch *batch)
 	fault = VM_FAULT_FALLBACK;
 	if (rmap_batch_is_huge(batch))
 		fault = rmap_install_huge(batch);
-	if (fault == VM_FAULT_FALLBACK)
+	if (fault == VM_FAULT_FALLBACK) {
+		if (batch->whole)
+			rmap_batch_spread(batch);
 		fault = rmap_install_pages(batch);
+	}
 	return fault;
 }
 

@@ -82,9 +82,19 @@ void rmap_view_mark(struct rmap_view *view, unsigned long first,
 		unsigned int bit = rmap_block_from(index, first);
 		unsigned int end = rmap_block_to(index, last);
 
-		for (; bit < end; bit++)
-			if (!test_bit(bit, block->installed))
-				set_bit(bit, block->installed);
+		while (bit < end) {
+			unsigned long *word = block->installed + BIT_WORD(bit);
+			unsigned int next = min_t(unsigned int, end,
+						  round_down(bit, BITS_PER_LONG) +
+							  BITS_PER_LONG);
+			unsigned long mask = BITMAP_FIRST_WORD_MASK(bit) &
+					     BITMAP_LAST_WORD_MASK(next);
+
+			/* Other faults mark other pages at the same time. */
+			if (~READ_ONCE(*word) & mask)
+				atomic_long_or(mask, (atomic_long_t *)word);
+			bit = next;
+		}
 	}
 }
 
