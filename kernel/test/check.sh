@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # kernel/test/check.sh [HEADERS...]: builds the module with all warnings, for each folder of kernel headers, and through
-# sparse; checks its style with checkpatch, which is part of the kernel's source: CHECKPATCH=.../scripts/checkpatch.pl
+# sparse; checks its style with checkpatch, and that the tests that its README names exist.
+#
+#   CHECKPATCH=.../scripts/checkpatch.pl    part of the kernel's source (that of the debug kernel, if it has been built)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../ci/lib.sh"
 cd "$ROOT"
@@ -26,8 +28,17 @@ for headers in "$@"; do
     ! grep -E 'warning|error' "$scratch/log"
 done
 
-if [ -z "${CHECKPATCH-}" ]; then
-    echo "SKIPPED: checkpatch (set CHECKPATCH)"
+say "tests that the README names"
+sed -n '/^## Tests/,$ s/^| [^|]* | \(`.*\) |$/\1/p' kernel/README.md | grep -o '`[a-z_0-9]*`' | tr -d '`' >"$scratch/named"
+[ -s "$scratch/named" ]
+while read -r name; do
+    grep -qx "TEST($name)" kernel/test/*.c || die "kernel/README.md names a test that is not there: $name"
+done <"$scratch/named"
+
+. ci/kernels.sh
+[ -n "${CHECKPATCH-}" ] || CHECKPATCH=$(find "$cache" -maxdepth 4 -path '*-debug/source/scripts/checkpatch.pl' | head -n 1)
+if [ -z "$CHECKPATCH" ]; then
+    echo "SKIPPED: checkpatch (set CHECKPATCH, or make test-kernel-debug)"
     exit
 fi
 say "checkpatch"

@@ -10,8 +10,8 @@
 
 struct test *tests;
 
-/* Seconds one test may take; the guest emulates its processor. */
-#define LIMIT 300
+/* Seconds one test may take; the guest emulates its processor, and debugs. */
+#define LIMIT 900
 #define SKIPPED 77
 
 void fail(const char *file, int line, const char *format, ...)
@@ -571,6 +571,7 @@ int main(int argc, char **argv)
 	}
 	for (test = sorted; test; test = test->next) {
 		bool wanted = argc < 2;
+		time_t start;
 		int i;
 
 		for (i = 1; i < argc; i++)
@@ -579,6 +580,7 @@ int main(int argc, char **argv)
 			continue;
 		printf("%s\n", test->name);
 		fflush(NULL);
+		start = time(NULL);
 		switch (run_one(test)) {
 		case 0:
 			passed++;
@@ -590,6 +592,8 @@ int main(int argc, char **argv)
 			printf("FAILED: %s\n", test->name);
 			failed++;
 		}
+		if (time(NULL) - start > 2)
+			printf("    %ld s\n", (long)(time(NULL) - start));
 	}
 	printf("%d passed, %d skipped, %d failed\n", passed, skipped, failed);
 	return failed || !passed;

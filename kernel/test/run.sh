@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# kernel/test/run.sh [VERSION...] [-- TEST...]: builds the module for each Debian kernel (6.1 6.12), boots it, and runs the
+# kernel/test/run.sh [VERSION...] [-- TEST...]: builds the module for each kernel (6.1 6.12; 6.1-debug), boots it, and runs the
 # tests on it: as root, as an ordinary user, and unloading the module. The kernel's log must be clean.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../ci/lib.sh"
@@ -26,8 +26,12 @@ cp kernel/test/guest-tests.sh "$work"
 failed=()
 for version in "${versions[@]}"; do
     say "kernel $version"
+    # Off by default before 6.5.
+    append="secretmem.enable=1 ${RMAP_GUEST_APPEND-}"
+    [ "$version" = "${version%-debug}" ] || append+=" page_poison=1 kmemleak=on"
     kernel/test/build.sh "$version" "$work"
-    ci/guest.sh run "$version" "$work" "./guest-tests.sh $*" || failed+=("$version: status $?")
+    RMAP_GUEST_LIMIT=${RMAP_GUEST_LIMIT:-3600} RMAP_GUEST_APPEND=$append RMAP_GUEST_NODES=2 RMAP_GUEST_MEMORY=3G \
+        ci/guest.sh run "$version" "$work" "./guest-tests.sh $*" || failed+=("$version: status $?")
 done
 
 [ ${#failed[@]} = 0 ] || die "FAILED: ${failed[*]}"
