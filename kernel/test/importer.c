@@ -3,6 +3,7 @@
 #include "harness.h"
 
 #include <linux/futex.h>
+#include <linux/io_uring.h>
 #include <pthread.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
@@ -139,11 +140,6 @@ TEST(pinning_is_refused)
 	its = mine;
 	mine.iov_base = buffer;
 	ERRNO(process_vm_readv(getpid(), &mine, 1, &its, 1, 0), EFAULT);
-	/* A shared futex needs the page, a private one does not. */
-	ERRNO(syscall(SYS_futex, m, FUTEX_WAKE, 1, NULL, NULL, 0), EFAULT);
-	EQUAL(syscall(SYS_futex, m, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0), 0);
-	ERRNO(syscall(SYS_futex, m, FUTEX_WAIT_PRIVATE, 2, NULL, NULL, 0),
-	      EAGAIN);
 	ERRNO(madvise((void *)m, PAGE, MADV_DONTNEED), EINVAL);
 	CHECK(mlock((void *)m, PAGE) == 0);
 	/* Buffers of read and write are fine. */
@@ -154,6 +150,86 @@ TEST(pinning_is_refused)
 	EQUAL(write(pipes[1], (void *)(m + 2 * PAGE), PAGE), PAGE);
 	actor_unmap(&target, a + 3 * PAGE, PAGE);
 	ERRNO(write(pipes[1], (void *)(m + 3 * PAGE), PAGE), EFAULT);
+}
+
+TEST(direct_io_is_refused)
+{
+	static char buffer[PAGE] __attribute__((aligned(PAGE)));
+	int device = open("/dev/zram1", O_RDWR | O_DIRECT);
+	struct actor target;
+	volatile char *m;
+	unsigned long a;
+
+	if (device < 0)
+		skip("no /dev/zram1 to write to");
+	actor_start(&target);
+	a = actor_map(&target, 0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	m = mirror(access_whole(target.pid, RW), a, PAGE);
+	store(m, 5);
+	EQUAL(pwrite(device, buffer, PAGE, 0), PAGE);
+	ERRNO(pwrite(device, (void *)m, PAGE, 0), EFAULT);
+	ERRNO(pread(device, (void *)m, PAGE, 0), EFAULT);
+	EQUAL(load(m), 5);
+}
+
+TEST(fixed_buffers_are_refused)
+{
+	struct io_uring_params params = { 0 };
+	int ring = syscall(SYS_io_uring_setup, 4, &params);
+	struct actor target;
+	struct iovec buffer;
+	unsigned long a;
+
+	if (ring < 0)
+		skip("no io_uring here (%s)", strerror(errno));
+	actor_start(&target);
+	a = actor_map(&target, 0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	buffer.iov_base = (void *)mirror(access_whole(target.pid, RW), a, PAGE);
+	buffer.iov_len = PAGE;
+	store(buffer.iov_base, 5);
+	ERRNO(syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS,
+		      &buffer, 1), EFAULT);
+}
+
+/* T15: the page is needed for shared ones, for private ones it is not. */
+TEST(shared_futexes_are_refused)
+{
+	struct actor target;
+	pthread_mutex_t *mutex;
+	pthread_mutexattr_t attr;
+	volatile char *m;
+	unsigned long a;
+	int access, status;
+	pid_t pid;
+
+	actor_start(&target);
+	a = actor_map(&target, 0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	access = access_whole(target.pid, RW);
+	m = mirror(access, a, PAGE);
+	store(m, 1);
+	ERRNO(syscall(SYS_futex, m, FUTEX_WAKE, 1, NULL, NULL, 0), EFAULT);
+	ERRNO(syscall(SYS_futex, m, FUTEX_WAIT, 1, NULL, NULL, 0), EFAULT);
+	EQUAL(syscall(SYS_futex, m, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0), 0);
+	ERRNO(syscall(SYS_futex, m, FUTEX_WAIT_PRIVATE, 2, NULL, NULL, 0),
+	      EAGAIN);
+
+	/* A mutex works while nobody has to wait; the C library then ends. */
+	mutex = (pthread_mutex_t *)(m + 64);
+	CHECK(!pthread_mutexattr_init(&attr));
+	CHECK(!pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED));
+	CHECK(!pthread_mutex_init(mutex, &attr));
+	CHECK(!pthread_mutex_lock(mutex));
+	pid = fork();
+	if (!pid) {
+		fclose(stderr);
+		mutex = (pthread_mutex_t *)(mirror(access, a, PAGE) + 64);
+		if (pthread_mutex_trylock(mutex) != EBUSY)
+			_exit(1);
+		pthread_mutex_lock(mutex);
+		_exit(2);
+	}
+	CHECK(waitpid(pid, &status, 0) == pid);
+	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
 }
 
 /* R15: by a module that is there for this test. */
@@ -267,6 +343,53 @@ TEST(many_mirrors)
 	}
 	actor_unmap(&target, a, size);
 	EQUAL(try_store(m, 1), SIGBUS);
+}
+
+static int mappings(void)
+{
+	FILE *file = fopen("/proc/self/maps", "r");
+	int c, lines = 0;
+
+	CHECK(file);
+	while ((c = getc(file)) != EOF)
+		lines += c == '\n';
+	fclose(file);
+	return lines;
+}
+
+/* T20: a mapping for each mirror, whatever is touched, and none after it. */
+TEST(a_million_pages)
+{
+	enum { MIRRORS = 512 };
+	unsigned long a, size = 4 * HUGE;
+	volatile char *m[MIRRORS];
+	struct actor target;
+	int access, before, after;
+
+	actor_start(&target);
+	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	for (unsigned long i = 0; i < size; i += PAGE)
+		actor_put(&target, a + i, i);
+	access = access_whole(target.pid, RW);
+	before = mappings();
+	for (int i = 0; i < MIRRORS; i++) {
+		m[i] = mirror(access, a, size);
+		for (unsigned long at = 0; at < size; at += HUGE / 2)
+			EQUAL(load(m[i] + at), at);
+	}
+	after = mappings();
+	CHECK(after - before >= MIRRORS && after - before < MIRRORS + 16);
+	/* One store is seen in all, and so is what becomes of the memory. */
+	actor_put(&target, a + PAGE, 1);
+	actor_unmap(&target, a + 2 * PAGE, PAGE);
+	for (int i = 0; i < MIRRORS; i++) {
+		uint64_t value;
+
+		EQUAL(load(m[i] + PAGE), 1);
+		EQUAL(try_load(m[i] + 2 * PAGE, &value), SIGBUS);
+		CHECK(!munmap((void *)m[i], size));
+	}
+	CHECK(mappings() < before + 16);
 }
 
 struct shared_work {

@@ -297,12 +297,16 @@ TEST(everything_ends_at_once)
 			importers[i] = fork();
 			if (!importers[i]) {
 				for (unsigned long n = 0;; n += PAGE) {
-					volatile char *m =
-						mirror(access, 0, size);
+					char *m = mmap(NULL, size,
+						       PROT_READ | PROT_WRITE,
+						       MAP_SHARED, access, 0);
 
+					/* The target has ended. */
+					if (m == MAP_FAILED)
+						pause();
 					try_store(m + n % size, n);
 					try_store(m + n * 3 % size, n);
-					munmap((void *)m, size);
+					munmap(m, size);
 				}
 			}
 		}

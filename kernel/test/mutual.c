@@ -280,3 +280,66 @@ TEST(pages_that_move)
 	if (!moved)
 		skip("KSM did not merge anything; the rest has passed");
 }
+
+static int node_of(struct actor *target, unsigned long address)
+{
+	void *page = (void *)address;
+	int node;
+
+	do {
+		/* Balancing may have taken it away for a moment. */
+		actor_get(target, address);
+		CHECK(!syscall(SYS_move_pages, target->pid, 1UL, &page, NULL,
+			       &node, 0));
+	} while (node == -ENOENT);
+	return node;
+}
+
+/* T12: to another node, by request and by the kernel's own balancing. */
+TEST(pages_that_change_nodes)
+{
+	/* At the same address in the target, which does the calls. */
+	static unsigned long nodes[3] = { 1, 2, 1 };
+	unsigned long a, size = 2 * HUGE, hints, pages = 0;
+	struct actor target;
+	volatile char *m;
+	int moved = 0;
+
+	if (access("/sys/devices/system/node/node1", F_OK))
+		skip("one node only");
+	actor_start(&target);
+	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	actor_sys(&target, SYS_madvise, a, size, MADV_NOHUGEPAGE);
+	m = mirror(access_whole(target.pid, RW), a, size);
+	for (unsigned long i = 0; i < size; i += PAGE)
+		store(m + i, i);
+	for (int round = 0; round < 4; round++) {
+		int from = node_of(&target, a);
+
+		CHECK(from == 0 || from == 1);
+		CHECK(actor_sys(&target, SYS_migrate_pages, 0, 64,
+				(long)&nodes[from], (long)&nodes[from + 1]) >=
+		      0);
+		/* Balancing may bring it back. */
+		moved += node_of(&target, a) == 1 - from;
+		for (unsigned long i = 0; i < size; i += PAGE) {
+			EQUAL(load(m + i), i + round);
+			store(m + i, i + round + 1);
+			EQUAL(actor_get(&target, a + i), i + round + 1);
+		}
+	}
+	CHECK(moved);
+	if (!proc_number("/proc/sys/kernel/numa_balancing", ""))
+		return;
+	/* Balancing takes pages away for a moment, to see who wants them. */
+	hints = proc_number("/proc/vmstat", "numa_pte_updates");
+	for (int round = 0; round < 40 && !pages; round++) {
+		for (unsigned long i = 0; i < size; i += PAGE) {
+			store(m + i, i + round);
+			EQUAL(actor_get(&target, a + i), i + round);
+		}
+		pages = proc_number("/proc/vmstat", "numa_pte_updates") - hints;
+	}
+	if (!pages)
+		skip("nothing was balanced; the rest has passed");
+}
