@@ -43,7 +43,7 @@ pub struct Inspection {
     view: View,
     pieces: Vec<Piece>,
     moved: Option<Moved>,
-    _mirror: Option<Mirror>,
+    mirror: Option<Mirror>,
 }
 
 impl Inspection {
@@ -64,9 +64,9 @@ impl Inspection {
         if mirror::is_there() {
             let mirror = mirror::show(&process, &range, &view, writable)?;
             let pieces = vec![Piece { range, way: Way::Kernel, origin: None }];
-            return Ok(Self { process, view, pieces, moved: None, _mirror: Some(mirror) });
+            return Ok(Self { process, view, pieces, moved: None, mirror: Some(mirror) });
         }
-        let mut inspection = Self { process, view, pieces: Vec::new(), moved: None, _mirror: None };
+        let mut inspection = Self { process, view, pieces: Vec::new(), moved: None, mirror: None };
         inspection.take(&range, writable)?;
         Ok(inspection)
     }
@@ -156,7 +156,11 @@ impl Inspection {
     /// # Errors
     /// [`Error::Hole`] with the first address that is not shown.
     pub fn read(&self, addr: usize, bytes: &mut [u8]) -> Result<()> {
-        self.view.read(addr, bytes)
+        match &self.mirror {
+            // What the module shows cannot be pinned, which is how the kernel copies out of a view.
+            Some(mirror) => self.view.check(addr, bytes.len()).and_then(|()| mirror.read(addr, bytes)),
+            None => self.view.read(addr, bytes),
+        }
     }
 
     /// Stores bytes at `addr` of the process.
@@ -164,7 +168,10 @@ impl Inspection {
     /// # Errors
     /// [`Error::Hole`] with the first address that is not shown, or may not be written.
     pub fn write(&self, addr: usize, bytes: &[u8]) -> Result<()> {
-        self.view.write(addr, bytes)
+        match &self.mirror {
+            Some(mirror) => self.view.check(addr, bytes.len()).and_then(|()| mirror.write(addr, bytes)),
+            None => self.view.write(addr, bytes),
+        }
     }
 
     /// Where the byte at `addr` of the process is shown here, until the inspection ends. Null if it is not.

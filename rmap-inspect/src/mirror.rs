@@ -1,10 +1,11 @@
 //! The kernel's own mapping, by the module `rmap` (`linux-rmap/rmap.h`).
 
-use crate::error::{Result, failed, failed_io};
+use crate::error::{Error, Result, failed, failed_io};
 use crate::process::Process;
 use crate::stopped::last_errno;
 use crate::view::View;
 use core::ops::Range;
+use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -24,7 +25,39 @@ const WRITE: u64 = 1 << 1;
 #[derive(Debug)]
 pub(crate) struct Mirror {
     _control: File,
-    _access: OwnedFd,
+    /// Its offsets are the other process's addresses.
+    access: OwnedFd,
+}
+
+impl Mirror {
+    /// Copies bytes out. A hole is an error, not a signal.
+    pub(crate) fn read(&self, addr: usize, bytes: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = (addr + done) as u64;
+            done += count(rustix::io::pread(&self.access, &mut bytes[done..], at), "pread", addr + done)?;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes in.
+    pub(crate) fn write(&self, addr: usize, bytes: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = (addr + done) as u64;
+            done += count(rustix::io::pwrite(&self.access, &bytes[done..], at), "pwrite", addr + done)?;
+        }
+        Ok(())
+    }
+}
+
+fn count(result: rustix::io::Result<usize>, call: &'static str, addr: usize) -> Result<usize> {
+    match result {
+        // `BADF`: it was not opened for writing.
+        Ok(0) | Err(Errno::IO | Errno::BADF) => Err(Error::Hole(addr)),
+        Ok(count) => Ok(count),
+        Err(errno) => Err(failed(call)(errno)),
+    }
 }
 
 /// Whether the module is there, and this user may use it.
@@ -61,5 +94,5 @@ pub(crate) fn show(process: &Process, range: &Range<usize>, view: &View, writabl
     let (start, len) = (range.start as u64, range.len() as u64);
     request(&control, "RMAP_IOC_MAP", MAP, [0, start, start, len])?;
     view.show(range, access.as_fd(), start)?;
-    Ok(Mirror { _control: control, _access: access })
+    Ok(Mirror { _control: control, access })
 }

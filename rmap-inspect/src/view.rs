@@ -59,6 +59,15 @@ impl View {
         .map_err(failed("mmap"))
     }
 
+    /// Is all of this in the range?
+    pub(crate) fn check(&self, addr: usize, len: usize) -> Result<()> {
+        let end = addr.checked_add(len).ok_or(Error::NoRange)?;
+        if addr < self.range.start || end > self.range.end {
+            return Err(Error::Hole(if addr < self.range.start { addr } else { self.range.end }));
+        }
+        Ok(())
+    }
+
     /// Copies bytes out. A hole is an error, not a signal.
     pub(crate) fn read(&self, addr: usize, bytes: &mut [u8]) -> Result<()> {
         self.transfer(libc::process_vm_readv, addr, bytes.as_mut_ptr(), bytes.len())
@@ -84,10 +93,7 @@ impl View {
         local: *mut u8,
         len: usize,
     ) -> Result<()> {
-        let end = addr.checked_add(len).ok_or(Error::NoRange)?;
-        if addr < self.range.start || end > self.range.end {
-            return Err(Error::Hole(if addr < self.range.start { addr } else { self.range.end }));
-        }
+        self.check(addr, len)?;
         let mut done = 0;
         while done < len {
             let local = libc::iovec { iov_base: local.wrapping_add(done).cast(), iov_len: len - done };
