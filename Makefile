@@ -10,6 +10,7 @@
 #   make check            formatting, lints, documentation
 #   make fuzz             what peers may send, mutated for long (RMAP_FUZZ_SECONDS for each target, 3600)
 #   make test-kernel      the kernel module's tests, and those of the semantics on all engines, on Debian kernels in QEMU
+#   make test-kernel-debug  the former on a kernel with lockdep, KASAN and more, which is built first (20 minutes)
 #   make test-numa        memory on the nodes of a machine with two of them, in QEMU
 #   make soak             the random tests for long (RMAP_SOAK_SECONDS each, 600), the C tests often
 
@@ -117,6 +118,12 @@ test-kernel: all
 	kernel/test/run.sh
 	ci/test-engines.sh 6.1
 	ci/test-engines.sh 6.12
+	ci/test-introspection.sh
+	kernel/test/speed/run.sh
+
+test-kernel-debug:
+	kernel/test/run.sh 6.1-debug
+	kernel/test/check.sh
 
 test-numa: all
 	ci/test-numa.sh
@@ -134,4 +141,4 @@ check:
 clean:
 	$(CARGO) clean
 
-.PHONY: all install uninstall local-install demo plots profile test test-kernel test-numa soak fuzz check clean
+.PHONY: all install uninstall local-install demo plots profile test test-kernel test-kernel-debug test-numa soak fuzz check clean
