@@ -93,7 +93,7 @@ impl<'a> Input<'a> {
     /// A message, of every kind.
     pub(crate) fn message(&mut self, known: &Known<'_>) -> Message {
         let request = self.number(known.requests);
-        match self.below(19) {
+        match self.below(21) {
             0 => Message::Granted {
                 request,
                 grant: self.number(known.grants),
@@ -121,6 +121,8 @@ impl<'a> Input<'a> {
             16 => Message::Status,
             17 => Message::Survey { request },
             18 => Message::Surveyed { request },
+            19 => Message::Hello { number: 1, proof: u64::from_ne_bytes(self.array()) },
+            20 => Message::Proof { proof: u64::from_ne_bytes(self.array()) },
             15 => Message::Closed { serial: self.number(known.serials) },
             9 | 10 => Message::Get { request, segment: self.number(known.segments), access: self.access() },
             _ => {

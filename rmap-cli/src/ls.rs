@@ -159,10 +159,11 @@ pub(crate) fn counters_json(counters: &rmap_core::Counters) -> Value {
 }
 
 fn as_json(process: &Process) -> Value {
-    let about = json!({ "pid": process.pid, "uid": process.uid, "endpoint": process.endpoint });
+    let about = json!({ "pid": process.pid, "uid": process.uid, "socket": process.socket });
     let more = match &process.sheet {
         Ok(sheet) => json!({
             "name": sheet.name,
+            "endpoint": sheet.endpoint,
             "segments": sheet.segments.iter().map(segment_json).collect::<Vec<_>>(),
             "importers": sheet.importers.iter().map(peer_json).collect::<Vec<_>>(),
             "exporters": sheet.exporters.iter().map(peer_json).collect::<Vec<_>>(),

@@ -137,9 +137,9 @@ fn show(found: &[Process], past: &HashMap<String, Past>) -> (String, HashMap<Str
         match &process.sheet {
             Ok(sheet) => {
                 let beginning = Past::beginning_of(sheet);
-                let before = past.get(&process.endpoint).unwrap_or(&beginning);
+                let before = past.get(&process.socket).unwrap_or(&beginning);
                 rows.push(row(process, sheet, before));
-                now.insert(process.endpoint.clone(), Past::now(sheet));
+                now.insert(process.socket.clone(), Past::now(sheet));
             }
             Err(why) => rows.push((
                 0.0,

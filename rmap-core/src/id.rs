@@ -4,7 +4,7 @@ use core::num::NonZeroU64;
 
 use crate::engine::Kind;
 
-/// Bits of an id that count; those above name the process's endpoint.
+/// Bits of an id that count; those above are the process's endpoint.
 const COUNTER_BITS: u32 = 27;
 const ENDPOINT_BITS: u32 = 63 - COUNTER_BITS;
 /// Set in all endpoints, and in no id of XPMEM's driver: that counts to 2^30 above the 32 bits of a process id.
@@ -12,12 +12,9 @@ const NOT_THE_DRIVERS: u64 = 1 << (ENDPOINT_BITS - 1);
 /// Set in endpoints of the mirror engine.
 const MIRRORS: u64 = 1 << (ENDPOINT_BITS - 2);
 
-/// The random name under which an engine of a process is met, which also says what engine it is. A process draws a new one after fork.
+/// What all ids of an engine of a process have in common: random bits, and what engine it is. A process draws new ones after fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Endpoint(u64);
-
-/// Bytes of the name of an endpoint's socket.
-const NAME_LEN: usize = 14;
 
 impl Endpoint {
     /// Takes its bits from `random`.
@@ -37,24 +34,6 @@ impl Endpoint {
     /// Its bits.
     pub(crate) fn to_raw(self) -> u64 {
         self.0
-    }
-
-    /// The endpoint whose socket has this name.
-    pub(crate) fn from_name(name: &[u8]) -> Option<Self> {
-        let digits = core::str::from_utf8(name.strip_prefix(b"rmap-")?).ok()?;
-        let endpoint = u64::from_str_radix(digits, 16).map(Self).ok()?;
-        (endpoint.name() == name).then_some(endpoint)
-    }
-
-    /// The abstract socket name.
-    pub(crate) fn name(self) -> [u8; NAME_LEN] {
-        let mut name = *b"rmap-000000000";
-        let mut rest = self.0;
-        for digit in name[5..].iter_mut().rev() {
-            *digit = b"0123456789abcdef"[(rest & 15) as usize];
-            rest >>= 4;
-        }
-        name
     }
 }
 
@@ -119,19 +98,6 @@ mod tests {
         }
         assert_eq!(Id::from_raw(0), None);
         assert_eq!(Id::from_raw(-1), None);
-    }
-
-    #[test]
-    fn names_show_the_whole_endpoint() {
-        assert_eq!(&Endpoint::from_random(Kind::Mirror, u64::MAX).name(), b"rmap-fffffffff");
-        assert_eq!(&Endpoint::from_random(Kind::Clone, 0).name(), b"rmap-800000000");
-        let endpoint = Endpoint::from_random(Kind::Clone, u64::MAX / 3);
-        assert_eq!(Endpoint::from_name(&endpoint.name()), Some(endpoint));
-        for other in
-            [&b"rmap-"[..], b"rmap-00000000", b"rmap-0000000000", b"rmap-00000000G", b"rmap-+00000000"]
-        {
-            assert_eq!(Endpoint::from_name(other), None);
-        }
     }
 
     #[test]

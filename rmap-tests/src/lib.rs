@@ -26,6 +26,12 @@ mod maps;
 mod namespaces;
 pub mod pattern;
 mod random;
+/// The library's own.
+#[path = "../../rmap-core/src/engine/secret.rs"]
+mod secret;
+/// The library's own.
+#[path = "../../rmap-core/src/engine/siphash.rs"]
+mod siphash;
 mod stage;
 mod supervisor;
 mod tracer;
@@ -41,7 +47,7 @@ pub use random::{Random, rounds, seed, soak};
 pub use stage::{BOARD_LEN, Board, Stage};
 pub use supervisor::{Action, Call, Caller, Plan, Supervisor, Watch};
 pub use tracer::{Entered, Tracer};
-pub use wire::{Door, Parcel, Wire, counter};
+pub use wire::{Door, Parcel, Wire, counter, socket_name};
 
 use std::path::PathBuf;
 

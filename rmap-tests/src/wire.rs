@@ -1,5 +1,6 @@
 //! The library's sockets without the library: what any program can do with them.
 
+use crate::secret::{Key, Side};
 use nix::{
     cmsg_space,
     errno::Errno,
@@ -19,11 +20,48 @@ use std::{
     time::Duration,
 };
 
-/// Bits of an id that count; those above name the socket of the process that made it.
+/// Bits of an id that count; those above are the same for all ids of the process that made it.
 const COUNTER_BITS: u32 = 27;
 
-fn address(endpoint: u64) -> UnixAddr {
-    UnixAddr::new_abstract(format!("rmap-{endpoint:09x}").as_bytes()).expect("a short name")
+/// First words of the messages by which two processes meet.
+const VERSION: u32 = 0x726d_0002;
+const HELLO: u32 = 16;
+const PROOF: u32 = 17;
+/// Bytes of a message.
+const SIZE: usize = 64;
+/// No peer takes this long to prove something.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn key(id: i64) -> Key {
+    Key::of(id.cast_unsigned() >> COUNTER_BITS)
+}
+
+/// The name of the socket behind an id of the clone engine, or of the mirror engine.
+pub fn socket_name(id: i64) -> String {
+    const MIRRORS: i64 = 1 << 61;
+    let letter = if id & MIRRORS == 0 { b'c' } else { b'm' };
+    String::from_utf8(key(id).name(letter).to_vec()).expect("a name")
+}
+
+fn address(name: &str) -> UnixAddr {
+    UnixAddr::new_abstract(name.as_bytes()).expect("a short name")
+}
+
+fn message(kind: u32, numbers: &[u64]) -> [u8; SIZE] {
+    let mut bytes = [0; SIZE];
+    bytes[..4].copy_from_slice(&VERSION.to_ne_bytes());
+    bytes[4..8].copy_from_slice(&kind.to_ne_bytes());
+    for (place, number) in bytes[8..].chunks_mut(8).zip(numbers) {
+        place.copy_from_slice(&number.to_ne_bytes());
+    }
+    bytes
+}
+
+/// The numbers in a message of this kind.
+fn numbers(bytes: &[u8], kind: u32) -> Option<[u64; 2]> {
+    let [number, proof] = [8, 16].map(|at| bytes.get(at..at + 8).and_then(|word| word.try_into().ok()));
+    (bytes.len() == SIZE && bytes[..8] == message(kind, &[])[..8])
+        .then_some([u64::from_ne_bytes(number?), u64::from_ne_bytes(proof?)])
 }
 
 fn seqpacket(flags: SockFlag) -> OwnedFd {
@@ -49,26 +87,67 @@ pub struct Parcel {
 pub struct Wire(OwnedFd);
 
 impl Wire {
-    /// Connects to the process that made a segment. Waits while its queue is full.
+    /// Connects to the process that made a segment, and shows that it knows the id. Waits while its queue is full.
     ///
     /// # Errors
     ///
-    /// `ECONNREFUSED` if there is no such process.
+    /// `ECONNREFUSED` if there is no such process, `EPIPE` if it hangs up.
     pub fn to(segid: i64) -> Result<Self, Errno> {
+        let wire = Self::to_name(&socket_name(segid))?;
+        let number = u64::from(std::process::id());
+        wire.say_hello(segid, number)?;
+        let proof = wire.hear_proof()?;
+        assert_eq!(proof, Some(key(segid).proof(Side::Exporter, number)), "a proof");
+        Ok(wire)
+    }
+
+    /// Connects to whoever listens under a name, and says nothing.
+    ///
+    /// # Errors
+    ///
+    /// `ECONNREFUSED` if nobody does.
+    pub fn to_name(name: &str) -> Result<Self, Errno> {
         let socket = seqpacket(SockFlag::empty());
-        connect(socket.as_raw_fd(), &address(segid.cast_unsigned() >> COUNTER_BITS))?;
+        connect(socket.as_raw_fd(), &address(name))?;
         Ok(Self(socket))
     }
 
-    /// As [`Wire::to`], but does not wait.
+    /// Says that it knows this id.
     ///
     /// # Errors
     ///
-    /// `EAGAIN` if the queue is full.
-    pub fn try_to(segid: i64) -> Result<Self, Errno> {
-        let socket = seqpacket(SockFlag::SOCK_NONBLOCK);
-        connect(socket.as_raw_fd(), &address(segid.cast_unsigned() >> COUNTER_BITS))?;
-        Ok(Self(socket))
+    /// `EPIPE` if the other side has hung up.
+    pub fn say_hello(&self, id: i64, number: u64) -> Result<(), Errno> {
+        self.send(&message(HELLO, &[number, key(id).proof(Side::Importer, number)]), &[])
+    }
+
+    /// What the other side says as a proof. `None` if it hangs up.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if it says nothing.
+    pub fn hear_proof(&self) -> Result<Option<u64>, Errno> {
+        let parcel = self.receive(PATIENCE)?;
+        Ok(parcel.map(|parcel| numbers(&parcel.bytes, PROOF).expect("a proof")[0]))
+    }
+
+    /// Says something as a proof.
+    ///
+    /// # Errors
+    ///
+    /// `EPIPE` if the other side has hung up.
+    pub fn say_proof(&self, proof: u64) -> Result<(), Errno> {
+        self.send(&message(PROOF, &[proof]), &[])
+    }
+
+    /// The number that an importer has drawn, and its proof. `None` if it hangs up.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if it says nothing.
+    pub fn hear_hello(&self) -> Result<Option<[u64; 2]>, Errno> {
+        let parcel = self.receive(PATIENCE)?;
+        Ok(parcel.map(|parcel| numbers(&parcel.bytes, HELLO).expect("a greeting")))
     }
 
     /// Sends one message, without waiting.
@@ -128,21 +207,21 @@ impl AsFd for Wire {
 #[derive(Debug)]
 pub struct Door {
     socket: OwnedFd,
-    endpoint: u64,
+    /// The first of the ids behind it.
+    id: i64,
 }
 
 impl Door {
-    /// Listens under the name that all ids of one process have.
+    /// Listens where who has an id of a process looks for it.
     ///
     /// # Errors
     ///
     /// `EADDRINUSE` if that process lives.
     pub fn named_like(id: i64) -> Result<Self, Errno> {
-        let endpoint = id.cast_unsigned() >> COUNTER_BITS;
         let socket = seqpacket(SockFlag::empty());
-        bind(socket.as_raw_fd(), &address(endpoint))?;
+        bind(socket.as_raw_fd(), &address(&socket_name(id)))?;
         listen(&socket, Backlog::new(100)?)?;
-        Ok(Self { socket, endpoint })
+        Ok(Self { socket, id })
     }
 
     /// Listens under a name that depends on the number of this process and on `salt`.
@@ -158,7 +237,25 @@ impl Door {
 
     /// The id of a segment behind this door.
     pub fn id(&self, counter: u32) -> i64 {
-        (self.endpoint << COUNTER_BITS | u64::from(counter)).cast_signed()
+        self.id >> COUNTER_BITS << COUNTER_BITS | i64::from(counter)
+    }
+
+    /// Lets in who comes, waiting so long at most, and shows to it that this is who made the id.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if nobody does.
+    ///
+    /// # Panics
+    ///
+    /// If somebody comes who does not know the id.
+    pub fn open(&self, limit: Duration) -> Result<Wire, Errno> {
+        let wire = self.open_silently(limit)?;
+        if let Some([number, proof]) = wire.hear_hello()? {
+            assert_eq!(proof, key(self.id).proof(Side::Importer, number), "a proof");
+            let _ = wire.say_proof(key(self.id).proof(Side::Exporter, number));
+        }
+        Ok(wire)
     }
 
     /// Lets in who comes, waiting so long at most.
@@ -166,7 +263,7 @@ impl Door {
     /// # Errors
     ///
     /// `EAGAIN` if nobody does.
-    pub fn open(&self, limit: Duration) -> Result<Wire, Errno> {
+    pub fn open_silently(&self, limit: Duration) -> Result<Wire, Errno> {
         let mut entries = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         let limit = PollTimeout::try_from(limit).map_err(|_| Errno::EINVAL)?;
         if poll(&mut entries, limit)? == 0 {

@@ -1,7 +1,10 @@
 //! Who gets at what, and that nobody gets at more.
 
 use nix::errno::Errno;
-use rmap_tests::{Actor, Door, Engine, PAGE, RDONLY, RDWR, Setup, Stage, is_root, maps, pattern::Seen, skip};
+use rmap_tests::{
+    Actor, Door, Engine, PAGE, RDONLY, RDWR, Reply, Setup, Stage, Wire, is_root, maps, pattern::Seen, skip,
+    socket_name,
+};
 use std::time::Duration;
 
 const ARENA: usize = 0x2000_0000_0000;
@@ -455,14 +458,8 @@ fn nobody_takes_the_name_of_a_living_process() {
     }
     assert_eq!(Door::named_like(segid).unwrap_err(), Errno::EADDRINUSE);
     importer.check(here, 1, 20);
-    exporter.kill();
-    // Whoever has the name next gets nothing from those who knew the one before. A sibling that was stopping threads ends a moment later.
-    let mut squatter = None;
-    importer.wait_until("the name is free", || {
-        squatter = Door::named_like(segid).ok();
-        squatter.is_some()
-    });
-    let squatter = squatter.unwrap();
+    // Whoever has the name next gets nothing from those who knew the one before.
+    let squatter = squat(&importer, exporter, segid);
     assert_eq!(importer.try_attach(apid, 0, PAGE), Err(libc::ENOENT));
     let seen = importer.look(here, 8);
     assert!(
@@ -472,6 +469,97 @@ fn nobody_takes_the_name_of_a_living_process() {
     );
     assert_eq!(importer.release(apid), Ok(0));
     assert_eq!(squatter.open(Duration::ZERO).unwrap_err(), Errno::EAGAIN, "somebody came");
+}
+
+/// An exporter has ended, and somebody listens under its name in its place.
+fn squat(importer: &Actor, exporter: Actor, segid: i64) -> Door {
+    exporter.kill();
+    // A sibling that was stopping threads ends a moment later.
+    let mut squatter = None;
+    importer.wait_until("the name is free", || {
+        squatter = Door::named_like(segid).ok();
+        squatter.is_some()
+    });
+    squatter.unwrap()
+}
+
+/// What a squatter says, given the number that the importer has drawn and its proof.
+type Lie<'a> = dyn Fn(&Wire, u64, u64) + 'a;
+
+#[test]
+fn a_squatter_cannot_pose_as_an_exporter() {
+    let name = "a_squatter_cannot_pose_as_an_exporter";
+    if Engine::of_actors() == Engine::Driver {
+        return skip(name, "ids of the driver name no socket");
+    }
+    let stage = Stage::new(name, 120);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(PAGE);
+    let segid = exporter.make(address, PAGE);
+    // Who knows the id can have the exporter prove that it does: to keep the answer.
+    let number = 77;
+    let wire = Wire::to_name(&socket_name(segid)).unwrap();
+    wire.say_hello(segid, number).unwrap();
+    let kept = wire.hear_proof().unwrap().expect("a proof");
+    drop(wire);
+    let squatter = squat(&importer, exporter, segid);
+    let lies: [&Lie<'_>; 5] = [
+        // What it has kept; what it has been told; nothing at all; another message; silence, and it hangs up.
+        &|wire, _, _| wire.say_proof(kept).unwrap(),
+        &|wire, _, proof| wire.say_proof(proof).unwrap(),
+        &|wire, number, _| wire.say_proof(number).unwrap(),
+        &|wire, _, _| wire.send(&[0; 64], &[]).unwrap(),
+        &|_, _, _| {},
+    ];
+    let mut drawn = vec![number];
+    for (lie, say) in lies.iter().enumerate() {
+        importer.tell(&format!("xpmem get {segid} {RDWR} 1 0"));
+        let wire = squatter.open_silently(Duration::from_secs(30)).unwrap();
+        let [number, proof] = wire.hear_hello().unwrap().expect("a greeting");
+        assert!(!drawn.contains(&number), "a number is drawn twice");
+        drawn.push(number);
+        say(&wire, number, proof);
+        // It hangs up if it has nothing to say.
+        let wire = (lie + 1 < lies.len()).then_some(wire);
+        assert_eq!(importer.answer(), Reply::Ok(format!("-1 {}", libc::ENOENT)), "lie {lie}");
+        drop(wire);
+    }
+}
+
+#[test]
+fn a_name_gives_no_right() {
+    let name = "a_name_gives_no_right";
+    if Engine::of_actors() == Engine::Driver {
+        return skip(name, "ids of the driver name no socket");
+    }
+    let stage = Stage::new(name, 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let address = exporter.anon(PAGE);
+    exporter.fill(address, 1, 7);
+    // Everybody may have it who knows the id.
+    let segid = exporter.try_make(address, PAGE, 0o666).unwrap();
+    let socket = socket_name(segid);
+    // Everybody sees the name, and it says nothing of the id.
+    let names = std::fs::read_to_string("/proc/net/unix").unwrap();
+    assert!(names.lines().any(|line| line.ends_with(&format!("@{socket}"))));
+    assert!(!names.contains(&format!("{:09x}", segid >> 27)), "a part of an id is public");
+    let wrong = segid ^ 1 << 40;
+    for say in [&(|wire: &Wire| wire.say_hello(wrong, 5).unwrap()) as &dyn Fn(&Wire), &|wire| {
+        wire.say_proof(5).unwrap()
+    }] {
+        let wire = Wire::to_name(&socket).unwrap();
+        say(&wire);
+        assert_eq!(
+            wire.hear_proof().unwrap(),
+            None,
+            "the exporter answers somebody who does not know the id"
+        );
+    }
+    // The id itself gives it.
+    drop(Wire::to(segid).unwrap());
+    let here = importer.get_attach(segid, 0, PAGE);
+    importer.check(here, 1, 7);
+    assert_eq!(importer.try_get(wrong, RDWR), Err(libc::ENOENT));
 }
 
 #[test]

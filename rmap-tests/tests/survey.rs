@@ -174,7 +174,7 @@ fn seen_behind(door: &Door, limit: Duration, answer: impl FnOnce(&Wire) + Send) 
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // The other tests of this program knock as well, and ask nothing.
-            let asked = std::iter::repeat_with(|| door.open(PATIENCE).unwrap());
+            let asked = std::iter::repeat_with(|| door.open_silently(PATIENCE).unwrap());
             let mut asked = asked.filter(|wire| wire.receive(PATIENCE).unwrap().is_some());
             let wire = asked.next().expect("a question");
             answer(&wire);

@@ -54,7 +54,7 @@ pub struct Sheet {
     pub name: String,
     /// When it began, by the clock that goes on from the machine's start.
     pub started: Duration,
-    /// The name under which others meet it, in hexadecimal.
+    /// What the ids of its segments begin with, in hexadecimal.
     pub endpoint: String,
     /// What it has counted.
     pub counters: Counters,

@@ -19,6 +19,8 @@ pub(crate) mod mirror;
 mod protocol;
 pub(crate) mod rendezvous;
 pub(crate) mod rights;
+pub(crate) mod secret;
+mod siphash;
 
 use crate::error::Result;
 use crate::id::{Endpoint, Id};

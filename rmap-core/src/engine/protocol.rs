@@ -7,7 +7,7 @@ use crate::range::Range;
 
 /// Bytes of a message.
 pub(crate) const SIZE: usize = 64;
-const VERSION: u32 = 0x726d_0001;
+const VERSION: u32 = 0x726d_0002;
 
 /// What a permit allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,10 @@ pub(crate) enum Source {
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
+    /// Importer, first: I know the id, and have drawn this number.
+    Hello { number: u64, proof: u64 },
+    /// Exporter, first: I know it, too.
+    Proof { proof: u64 },
     /// Importer: a permit for the segment, please.
     Get { request: u32, segment: u32, access: Access },
     /// Exporter: here it is; the base object of the segment comes with the message.
@@ -122,6 +126,8 @@ impl Message {
     pub(crate) fn encode(&self) -> [u8; SIZE] {
         let start = |kind| Writer { bytes: [0; SIZE], at: 0 }.u32(VERSION).u32(kind);
         match *self {
+            Self::Hello { number, proof } => start(16).u64(number).u64(proof),
+            Self::Proof { proof } => start(17).u64(proof),
             Self::Get { request, segment, access } => {
                 start(1).u32(request).u32(segment).u32(u32::from(access == Access::ReadWrite))
             }
@@ -206,6 +212,8 @@ impl Message {
             15 => Self::Surveyed { request: from.u32()? },
             10 => Self::ReadOnly { request: from.u32()? },
             12 => Self::Closed { serial: from.u32()? },
+            16 => Self::Hello { number: from.u64()?, proof: from.u64()? },
+            17 => Self::Proof { proof: from.u64()? },
             _ => return None,
         })
     }
@@ -255,6 +263,8 @@ mod tests {
             any::<u32>().prop_map(|serial| Message::Closed { serial }),
             any::<u32>().prop_map(|request| Message::Survey { request }),
             any::<u32>().prop_map(|request| Message::Surveyed { request }),
+            any::<(u64, u64)>().prop_map(|(number, proof)| Message::Hello { number, proof }),
+            any::<u64>().prop_map(|proof| Message::Proof { proof }),
             Just(Message::Status),
         ]
     }
@@ -271,7 +281,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_fields_never_panic(kind in 0u32..16, fields in any::<[u8; SIZE - 8]>()) {
+        fn arbitrary_fields_never_panic(kind in 0u32..18, fields in any::<[u8; SIZE - 8]>()) {
             let mut bytes = [0; SIZE];
             bytes[..4].copy_from_slice(&VERSION.to_ne_bytes());
             bytes[4..8].copy_from_slice(&kind.to_ne_bytes());

@@ -1,10 +1,11 @@
 //! How the application's threads ask the service thread for something: a slot per call under way, in own memory.
 
 use super::protocol::Access;
+use super::secret::Key;
 use super::slots::Slots;
 pub(crate) use super::slots::Ticket;
 use crate::error::{Error, Result, failed};
-use crate::id::{Endpoint, Id};
+use crate::id::Id;
 use crate::own::OwnMemory;
 use crate::range::Range;
 use crate::sys::SysResult;
@@ -20,8 +21,8 @@ pub(crate) enum Call {
     Withdraw { segment: u32 },
     /// Get a permit, over the connection of this identity to the exporter.
     Open { segment: Id, access: Access, identity: u64 },
-    /// Take over a connection of this identity to an exporter, if there is none yet.
-    Connect { endpoint: Endpoint, identity: u64, socket: Lent },
+    /// Take over a connection of this identity to the exporter, if there is none yet, and get a permit over it.
+    Connect { segment: Id, key: Key, access: Access, identity: u64, socket: Lent },
     /// Ask whether a permit is good for anything.
     Check { grant: u32 },
     /// Give a permit back, with what was mapped by it.
@@ -43,7 +44,7 @@ pub(crate) enum Call {
 pub(crate) enum Answer {
     Done,
     Segment(u32),
-    /// There is no connection to the exporter yet: connect, and call again.
+    /// There is no connection to the exporter yet: make one, and call with it.
     NeedSocket,
     Granted {
         grant: u32,

@@ -24,7 +24,7 @@ mod windows;
 pub(crate) use service::{probe, probe_stopping};
 pub use surveyor::{Process, Silence, processes};
 
-use super::{Access, Engine, Opened, protocol, rendezvous, rights};
+use super::{Access, Engine, Opened, protocol, rendezvous, rights, secret};
 use crate::config::Config;
 use crate::error::{Error, Result, failed};
 use crate::id::{Endpoint, Id};
@@ -95,21 +95,19 @@ impl Engine for CloneEngine {
             Access::ReadWrite => protocol::Access::ReadWrite,
         };
         let identity = identity();
-        let endpoint = segment.endpoint();
-        loop {
-            match self.service.calls.post(Call::Open { segment, access, identity })? {
-                Answer::Granted { grant, range } => return Ok(Opened { grant, range }),
-                // Or not any more: another thread may have given the last permit back in between.
-                Answer::NeedSocket => {
-                    // The application's thread connects: that may wait, and carries its credentials.
-                    let fd = rendezvous::connect(endpoint)?;
-                    let socket = Lent::by_this_thread(&fd).map_err(failed("fstat"))?;
-                    let connected = self.done(Call::Connect { endpoint, identity, socket });
-                    socket.end(fd);
-                    connected?;
-                }
-                _ => return Err(unexpected()),
-            }
+        let mut answer = self.service.calls.post(Call::Open { segment, access, identity })?;
+        if answer == Answer::NeedSocket {
+            // The application's thread connects: that may wait, and carries its credentials.
+            let (key, fd) = rendezvous::connect(segment.endpoint())?;
+            let socket = Lent::by_this_thread(&fd).map_err(failed("fstat"))?;
+            // With the question: whoever has connected and asks nothing may be sent away.
+            let answered = self.service.calls.post(Call::Connect { segment, key, access, identity, socket });
+            socket.end(fd);
+            answer = answered?;
+        }
+        match answer {
+            Answer::Granted { grant, range } => Ok(Opened { grant, range }),
+            _ => Err(unexpected()),
         }
     }
 

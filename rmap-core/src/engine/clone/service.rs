@@ -10,6 +10,7 @@ use super::exporter::Exporter;
 use super::exporter::freeze::Freezer;
 use super::handed::Handed;
 use super::importer::Importer;
+use super::secret::Key;
 use super::windows::Windows;
 use crate::config::Config;
 use crate::counters::{self, Cell, sheet};
@@ -47,6 +48,8 @@ const DEAF: Duration = Duration::from_millis(100);
 /// What the service thread owns.
 struct Service {
     endpoint: Endpoint,
+    /// What importers must know.
+    key: Key,
     listener: OwnedFd,
     /// Why nobody can be let in now.
     deaf: Option<Errno>,
@@ -173,7 +176,7 @@ fn set_up(config: Config, stack: (usize, usize)) -> Result<(&'static mut Service
     exporter.keep_out(stack.0, stack.1);
     let doorbell = Doorbell::new().map_err(missing("eventfd"))?;
     sheet::start()?;
-    let (endpoint, listener) = rendezvous::listen(Kind::Clone)?;
+    let (endpoint, key, listener) = rendezvous::listen(Kind::Clone)?;
     sheet::set_endpoint(endpoint.to_raw());
     let poller = Poller::new().map_err(failed("epoll_create"))?;
     let calls = Calls::new().map_err(missing("signalfd"))?;
@@ -189,7 +192,8 @@ fn set_up(config: Config, stack: (usize, usize)) -> Result<(&'static mut Service
     for (fd, token) in watched.into_iter().chain(importer.reporters().map(|fd| (fd, TRAP))) {
         poller.add(fd, token).map_err(failed("epoll_ctl"))?;
     }
-    let service = Service { endpoint, listener, deaf: None, poller, doorbell, calls, exporter, importer };
+    let service =
+        Service { endpoint, key, listener, deaf: None, poller, doorbell, calls, exporter, importer };
     Ok((place_in_own_memory(service)?, Running { endpoint, calls, windows }))
 }
 
@@ -289,7 +293,7 @@ impl Service {
                 Ok(accepted) => {
                     self.deaf = None;
                     if let Some(fd) = accepted {
-                        self.exporter.connected(fd, &self.poller, CLIENT);
+                        self.exporter.connected(fd, self.key, &self.poller, CLIENT);
                     }
                     return;
                 }
@@ -350,9 +354,15 @@ impl Service {
             Call::Open { .. } => {
                 return self.importer.open(call, ticket, self.calls, &self.poller, HOST);
             }
-            Call::Connect { endpoint, identity, socket } => {
-                let connected = self.importer.connect(endpoint, identity, socket, &self.poller, HOST);
-                connected.map(|()| Answer::Done)
+            Call::Connect { segment, key, access, identity, socket } => {
+                let endpoint = (segment.endpoint(), key);
+                match self.importer.connect(endpoint, identity, socket, &self.poller, HOST) {
+                    Ok(()) => {
+                        let open = Call::Open { segment, access, identity };
+                        return self.importer.open(open, ticket, self.calls, &self.poller, HOST);
+                    }
+                    Err(error) => Err(error),
+                }
             }
             Call::Check { grant } => {
                 self.importer.catch_up(grant, self.calls, &self.poller, HOST);

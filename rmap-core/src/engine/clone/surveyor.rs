@@ -3,10 +3,10 @@
 //! A process is found by the name of its socket. It answers its own user and root. Nobody is waited for longer than the caller says.
 
 use super::protocol::{self, Message};
+use super::rendezvous::Name;
 use crate::counters::Sheet;
 use crate::engine::Kind;
 use crate::error::{Error, Result, failed};
-use crate::id::Endpoint;
 use crate::sys::socket::{self, Peer};
 use crate::sys::{Errno, procfs};
 use core::time::Duration;
@@ -33,8 +33,8 @@ pub enum Silence {
 /// A process that others may share memory with.
 #[derive(Clone, Debug)]
 pub struct Process {
-    /// The name under which others meet it, in hexadecimal: ids of its segments begin with it.
-    pub endpoint: String,
+    /// The name of the socket where others meet it, which does not tell the ids of its segments.
+    pub socket: String,
     /// Its id here; 0 if it is in a pid namespace that cannot be seen from here.
     pub pid: u32,
     /// Its effective user, when it first used the library.
@@ -43,8 +43,8 @@ pub struct Process {
     pub sheet: core::result::Result<Sheet, Silence>,
 }
 
-/// The endpoints in the text of `/proc/net/unix`: sockets that listen.
-fn endpoints(text: &str) -> Vec<Endpoint> {
+/// The names in the text of `/proc/net/unix` of sockets that listen.
+fn names(text: &str) -> Vec<Name> {
     const LISTENS: u64 = 0x1_0000;
     let mut found: Vec<_> = text
         .lines()
@@ -52,31 +52,31 @@ fn endpoints(text: &str) -> Vec<Endpoint> {
             let mut words = line.split_ascii_whitespace();
             let flags = u64::from_str_radix(words.nth(3)?, 16).ok()?;
             let name = words.nth(3)?.strip_prefix('@')?;
-            Endpoint::from_name(name.as_bytes()).filter(|_| flags & LISTENS != 0)
+            Name::parse(name.as_bytes()).filter(|_| flags & LISTENS != 0)
         })
         .collect();
-    found.sort_unstable_by_key(|endpoint| endpoint.to_raw());
+    found.sort_unstable();
     found.dedup();
     found
 }
 
 /// Somebody who has been asked.
 struct Asked {
-    endpoint: Endpoint,
+    name: Name,
     socket: OwnedFd,
     peer: Peer,
 }
 
 const REQUEST: u32 = 1;
 
-fn ask(endpoint: Endpoint, wanted: impl Fn(u32) -> bool) -> Option<Asked> {
-    let socket = socket::connect_at_once(&endpoint.name()).ok()?;
+fn ask(name: Name, wanted: impl Fn(u32) -> bool) -> Option<Asked> {
+    let socket = name.connect_at_once().ok()?;
     let peer = socket::peer(&socket).ok().filter(|peer| wanted(peer.pid))?;
-    if endpoint.kind() == Kind::Clone {
+    if name.kind() == Kind::Clone {
         // Whether it was sent shows when no answer comes.
         let _ = socket::send(&socket, &Message::Survey { request: REQUEST }.encode(), None);
     }
-    Some(Asked { endpoint, socket, peer })
+    Some(Asked { name, socket, peer })
 }
 
 fn answer(socket: &OwnedFd, rows: usize) -> Option<core::result::Result<Sheet, Silence>> {
@@ -102,7 +102,7 @@ fn answer(socket: &OwnedFd, rows: usize) -> Option<core::result::Result<Sheet, S
 /// The answers of these, in order, as far as they come in time.
 fn answers(asked: Vec<Asked>, limit: Duration, rows: usize) -> Result<Vec<Process>> {
     let until = Instant::now() + limit;
-    let uncounted = |asked: &Asked| (asked.endpoint.kind() != Kind::Clone).then_some(Err(Silence::Uncounted));
+    let uncounted = |asked: &Asked| (asked.name.kind() != Kind::Clone).then_some(Err(Silence::Uncounted));
     let mut answers: Vec<_> = asked.iter().map(uncounted).collect();
     loop {
         let waiting: Vec<usize> = (0..asked.len()).filter(|index| answers[*index].is_none()).collect();
@@ -122,7 +122,7 @@ fn answers(asked: Vec<Asked>, limit: Duration, rows: usize) -> Result<Vec<Proces
         }
     }
     let found = asked.into_iter().zip(answers).map(|(asked, answer)| Process {
-        endpoint: format!("{:09x}", asked.endpoint.to_raw()),
+        socket: asked.name.to_string(),
         pid: asked.peer.pid,
         uid: asked.peer.uid,
         sheet: answer.unwrap_or_else(|| {
@@ -144,8 +144,8 @@ pub fn processes(wanted: impl Fn(u32) -> bool, limit: Duration, rows: usize) -> 
         failed("read of /proc/net/unix")(Errno::from_io_error(&error).unwrap_or(Errno::IO))
     })?;
     let mut found = Vec::new();
-    for endpoints in endpoints(&text).chunks(BATCH) {
-        let asked = endpoints.iter().filter_map(|endpoint| ask(*endpoint, &wanted)).collect();
+    for names in names(&text).chunks(BATCH) {
+        let asked = names.iter().filter_map(|name| ask(*name, &wanted)).collect();
         found.extend(answers(asked, limit, rows)?);
     }
     found.sort_by_key(|process| (process.uid, process.pid));
@@ -159,19 +159,19 @@ mod tests {
     #[test]
     fn listening_sockets_are_told_from_connections() {
         let text = "Num       RefCount Protocol Flags    Type St Inode Path\n\
-            0000000000000000: 00000002 00000000 00010000 0005 01 17 @rmap-0123456ab\n\
-            0000000000000000: 00000003 00000000 00000000 0005 03 18 @rmap-0123456ab\n\
-            0000000000000000: 00000002 00000000 00010000 0005 01 19 @rmap-123456abcd\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01 20 /run/rmap-0123456ac\n\
+            0000000000000000: 00000002 00000000 00010000 0005 01 17 @rmap-c-0123456789abcdef\n\
+            0000000000000000: 00000003 00000000 00000000 0005 03 18 @rmap-c-0123456789abcdef\n\
+            0000000000000000: 00000002 00000000 00010000 0005 01 19 @rmap-c-0123456789abcdef0\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 20 /run/rmap-c-0123456789abcdef\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 21\n";
-        let found: Vec<_> = endpoints(text).iter().map(|endpoint| endpoint.to_raw()).collect();
-        assert_eq!(found, [0x1234_56ab]);
+        let found: Vec<_> = names(text).iter().map(Name::to_string).collect();
+        assert_eq!(found, ["rmap-c-0123456789abcdef"]);
     }
 
     #[test]
     fn any_text_is_read() {
-        for text in ["", "\n\n", "a b c d e f g h i", "0: 0 0 zz 0 0 0 @rmap-000000001"] {
-            assert_eq!(endpoints(text).len(), 0);
+        for text in ["", "\n\n", "a b c d e f g h i", "0: 0 0 zz 0 0 0 @rmap-c-0000000000000000"] {
+            assert_eq!(names(text).len(), 0);
         }
     }
 }

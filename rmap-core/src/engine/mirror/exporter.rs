@@ -2,6 +2,7 @@
 
 use super::super::protocol::{self, Access, Message};
 use super::super::rights::{Creator, Party};
+use super::super::secret::{Key, Side};
 use super::super::{Kind, rendezvous};
 use crate::error::{self, Error, Result, failed};
 use crate::id::{Endpoint, Id};
@@ -38,6 +39,8 @@ struct Segment {
 struct Client {
     socket: OwnedFd,
     party: Party,
+    /// It has shown that it knows the ids of this process.
+    trusted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +64,7 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) struct Exporter {
     endpoint: Endpoint,
+    key: Key,
     creator: Creator,
     listener: OwnedFd,
     /// Tells whether the application has closed our descriptors.
@@ -128,14 +132,14 @@ impl State {
 impl Exporter {
     /// Starts the thread that gives permits.
     pub(crate) fn start() -> Result<&'static Self> {
-        let (endpoint, listener) = rendezvous::listen(Kind::Mirror)?;
+        let (endpoint, key, listener) = rendezvous::listen(Kind::Mirror)?;
         let listener_id = FileId::of(&listener).map_err(failed("fstat"))?;
         let poller = Poller::new().map_err(failed("epoll_create"))?;
         poller.add(&listener, LISTENER).map_err(failed("epoll_ctl"))?;
         let creator = Creator::of_this_process();
         let state = Mutex::default();
         let exporter: &'static Self =
-            Box::leak(Box::new(Self { endpoint, creator, listener, listener_id, poller, state }));
+            Box::leak(Box::new(Self { endpoint, key, creator, listener, listener_id, poller, state }));
         // Guard pages on both sides.
         let stack = memory::map_anonymous(STACK + 2 * PAGE, ProtFlags::empty(), MapFlags::NORESERVE)
             .map_err(failed("mmap"))?;
@@ -235,7 +239,7 @@ impl Exporter {
                 let Ok(party) = Party::at(&socket, self.creator.shared) else { return };
                 state.last_client += 1;
                 if self.poller.add(&socket, state.last_client).is_ok() {
-                    state.clients.insert(state.last_client, Client { socket, party });
+                    state.clients.insert(state.last_client, Client { socket, party, trusted: false });
                 }
                 let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
                 if limit.is_some_and(|limit| state.clients.len() as u64 > limit / 4) {
@@ -263,7 +267,7 @@ impl Exporter {
     /// A client has sent something, or is gone.
     fn hear(&self, state: &mut State, number: u64) {
         let State { clients, segments, .. } = state;
-        let Some(client) = clients.get(&number) else { return };
+        let Some(client) = clients.get_mut(&number) else { return };
         let mut bytes = [0; protocol::SIZE + 1];
         let received = socket::receive(&client.socket, &mut bytes);
         if matches!(received, Err(Errno::AGAIN)) {
@@ -271,7 +275,12 @@ impl Exporter {
         }
         let message = received.ok().and_then(|(len, _)| Message::decode(&bytes[..len]));
         let served = match message {
-            Some(Message::Get { request, segment, access }) => {
+            Some(Message::Hello { number, proof }) if proof == self.key.proof(Side::Importer, number) => {
+                client.trusted = true;
+                let proof = Message::Proof { proof: self.key.proof(Side::Exporter, number) };
+                socket::send(&client.socket, &proof.encode(), None)
+            }
+            Some(Message::Get { request, segment, access }) if client.trusted => {
                 self.give_permit(client, segments, (request, segment, access))
             }
             _ => Err(Errno::PROTO),

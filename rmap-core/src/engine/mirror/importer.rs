@@ -1,6 +1,7 @@
 //! The importer: permits, which are access descriptors, and what is mapped from them.
 
 use super::super::protocol::{self, Message};
+use super::super::secret::Side;
 use super::super::{Access, Opened, rendezvous};
 use crate::config::Config;
 use crate::error::{Error, Result, failed};
@@ -159,16 +160,27 @@ impl Importer {
 
     /// Asks the exporter for a permit, with the credentials of the calling thread.
     pub(crate) fn open(&self, segment: Id, access: Access) -> Result<Opened> {
-        let socket = rendezvous::connect(segment.endpoint())?;
+        let (key, socket) = rendezvous::connect(segment.endpoint())?;
+        let drawn = rendezvous::random()?;
+        let hello = Message::Hello { number: drawn, proof: key.proof(Side::Importer, drawn) };
         let wanted = match access {
             Access::ReadOnly => protocol::Access::ReadOnly,
             Access::ReadWrite => protocol::Access::ReadWrite,
         };
         let get = Message::Get { request: 1, segment: segment.counter(), access: wanted };
-        socket::send(&socket, &get.encode(), None).map_err(|errno| match errno {
-            Errno::PIPE | Errno::CONNRESET => Error::NoSuchId,
-            errno => failed("sendmsg")(errno),
-        })?;
+        for message in [hello, get] {
+            socket::send(&socket, &message.encode(), None).map_err(|errno| match errno {
+                Errno::PIPE | Errno::CONNRESET => Error::NoSuchId,
+                errno => failed("sendmsg")(errno),
+            })?;
+        }
+        match self.answer(&socket)?.0 {
+            Message::Proof { proof } if proof == key.proof(Side::Exporter, drawn) => {}
+            _ => {
+                log!(Warn, "somebody has the socket of an id that it has not made");
+                return Err(Error::NoSuchId);
+            }
+        }
         match self.answer(&socket)? {
             (Message::Granted { request: 1, range, .. }, Some(fd)) => self.keep(fd, range, access),
             (Message::Refused { request: 1, errno }, _) => Err(rendezvous::refusal(errno)),

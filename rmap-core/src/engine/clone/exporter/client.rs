@@ -1,6 +1,7 @@
 //! One connected importer, as its exporter sees it. Nothing here waits for it.
 
 use super::super::protocol::{self, Access, Message, Source};
+use super::super::secret::{Key, Side};
 use super::object::Object;
 use super::rights::{Creator, Party, User};
 use super::status::Status;
@@ -32,6 +33,8 @@ pub(crate) struct Client {
     pub(crate) row: Row,
     socket: OwnedFd,
     party: Party,
+    /// What it must know, as long as it has not shown that it does.
+    doubted: Option<Key>,
     grants: OwnVec<Grant>,
     next_grant: u32,
     /// Serials of the objects whose descriptors came with answers.
@@ -69,13 +72,14 @@ pub(crate) struct Client {
 const MAX_GRANTS: u32 = 0x3fff_ffff;
 
 impl Client {
-    pub(crate) fn new(number: u32, socket: OwnedFd, creator: &Creator) -> SysResult<Self> {
+    pub(crate) fn new(number: u32, socket: OwnedFd, key: Key, creator: &Creator) -> SysResult<Self> {
         let party = Party::at(&socket, creator.shared)?;
         Ok(Self {
             number,
             row: None,
             socket,
             party,
+            doubted: Some(key),
             grants: OwnVec::new(),
             next_grant: 1,
             knows: OwnVec::new(),
@@ -107,6 +111,20 @@ impl Client {
 
     pub(crate) fn passes(&self, creator: &Creator, mode: u32, access: Access) -> bool {
         creator.allows(mode, &self.party, &self.socket, access)
+    }
+
+    /// Whether it may say this: whoever does not know the ids of this process may ask for its counters only.
+    pub(crate) fn may_say(&self, message: &Message) -> bool {
+        self.doubted.is_none() || matches!(message, Message::Hello { .. } | Message::Survey { .. })
+    }
+
+    /// It says that it knows the ids of this process, and is shown that this process does.
+    pub(crate) fn greet(&mut self, number: u64, proof: u64) -> Result<()> {
+        let key = self.doubted.filter(|key| proof == key.proof(Side::Importer, number));
+        let key = key.ok_or(Error::Invalid("it does not know the ids of this process"))?;
+        self.send(Message::Proof { proof: key.proof(Side::Exporter, number) }, None)?;
+        self.doubted = None;
+        Ok(())
     }
 
     /// Has its socket watched. What fails is tried again by [`Self::catch_up`].

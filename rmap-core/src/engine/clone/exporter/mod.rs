@@ -23,6 +23,7 @@ mod watch;
 use super::calls::{Answer, Calls, Ticket};
 use super::protocol::{Access, Message};
 use super::rights;
+use super::secret::Key;
 use crate::config::Config;
 use crate::counters::rows::{PeerRows, Row, SegmentRows};
 use crate::counters::{self, Cell};
@@ -420,10 +421,10 @@ impl Exporter {
         self.clients.reserve(1)
     }
 
-    /// Another process has connected.
-    pub(crate) fn connected(&mut self, socket: OwnedFd, poller: &Poller, token: u64) {
+    /// Another process has connected. It must show that it knows the key.
+    pub(crate) fn connected(&mut self, socket: OwnedFd, key: Key, poller: &Poller, token: u64) {
         let number = self.next_client;
-        match Client::new(number, socket, &self.creator) {
+        match Client::new(number, socket, key, &self.creator) {
             Ok(mut client) => {
                 client.watch(poller, token | u64::from(number));
                 // See `has_room`.
@@ -557,7 +558,11 @@ impl Exporter {
     }
 
     fn handle(&mut self, number: u32, index: usize, message: Message) -> Result<()> {
+        if !self.clients[index].may_say(&message) {
+            return Err(Error::Invalid("it does not know the ids of this process"));
+        }
         match message {
+            Message::Hello { number, proof } => self.clients[index].greet(number, proof),
             Message::Get { request, segment, access } => self.give_permit(number, request, segment, access),
             Message::Release { grant } => {
                 self.clients[index].release(grant);

@@ -1,15 +1,18 @@
 //! One exporter, as its importer sees it.
 
 use super::super::protocol::{self, Message};
+use super::super::rendezvous;
 use super::super::rights::{Party, Shared, User};
+use super::super::secret::{Key, Side};
 use super::status::StatusWord;
 use crate::counters::rows::Row;
 use crate::error::{Error, Result, failed, is_passing};
 use crate::id::Endpoint;
+use crate::log::log;
 use crate::own::OwnVec;
 use crate::sys::event::Poller;
+use crate::sys::fd;
 use crate::sys::socket;
-use crate::sys::{SysResult, fd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// An object of the exporter's whose descriptor came with a message.
@@ -31,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) row: Row,
     socket: OwnedFd,
     party: Party,
+    /// What it is to prove, as long as it has not.
+    doubted: Option<u64>,
     status: Option<StatusWord>,
     /// What the status word holds as long as nothing has ended that this process does not know of.
     expected: u64,
@@ -54,15 +59,24 @@ fn asks(message: &Message, number: u32) -> bool {
 }
 
 impl Host {
+    /// Says to the exporter, on a new connection, that this process knows its ids.
     pub(crate) fn new(
         number: u32,
-        endpoint: Endpoint,
+        (endpoint, key): (Endpoint, Key),
         identity: u64,
         socket: OwnedFd,
         shared: Shared,
-    ) -> SysResult<Self> {
-        let party = Party::at(&socket, shared)?;
-        let (known, unsent) = (OwnVec::new(), OwnVec::new());
+    ) -> Result<Self> {
+        let party = Party::at(&socket, shared).map_err(failed("getsockopt"))?;
+        let drawn = rendezvous::random()?;
+        let hello = Message::Hello { number: drawn, proof: key.proof(Side::Importer, drawn) };
+        let (known, mut unsent) = (OwnVec::new(), OwnVec::new());
+        match socket::send(&socket, &hello.encode(), None) {
+            Ok(()) => {}
+            // With the first question.
+            Err(errno) if is_passing(errno) => unsent.push(hello).map_err(failed("mmap"))?,
+            Err(_) => return Err(Error::NoSuchId),
+        }
         Ok(Self {
             number,
             endpoint,
@@ -71,6 +85,7 @@ impl Host {
             row: None,
             socket,
             party,
+            doubted: Some(key.proof(Side::Exporter, drawn)),
             status: None,
             expected: 0,
             known,
@@ -211,6 +226,20 @@ impl Host {
         if let Some(message) = self.unhandled.take() {
             return Ok(Some((message, None)));
         }
+        if let Some(proof) = self.doubted {
+            match self.next()? {
+                None => return Ok(None),
+                Some((Message::Proof { proof: said }, _)) if said == proof => self.doubted = None,
+                Some(_) => {
+                    log!(Warn, "process {} has not made the id whose socket it has", self.pid());
+                    return Err(Error::NoSuchId);
+                }
+            }
+        }
+        self.next()
+    }
+
+    fn next(&self) -> Result<Option<(Message, Option<OwnedFd>)>> {
         let mut bytes = [0; protocol::SIZE + 1];
         match socket::receive(&self.socket, &mut bytes) {
             Err(errno) if is_passing(errno) => Ok(None),

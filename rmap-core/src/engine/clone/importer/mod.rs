@@ -15,8 +15,9 @@ mod window;
 use super::calls::{Answer, Call, Calls, Ticket};
 use super::errand::Errand;
 use super::protocol::{Access, Message, Source};
-use super::rendezvous::refusal;
+use super::rendezvous::{self, refusal};
 use super::rights::Shared;
+use super::secret::Key;
 use super::windows::Listing;
 use crate::config::Config;
 use crate::counters::rows::PeerRows;
@@ -30,7 +31,6 @@ use crate::sys::Errno;
 use crate::sys::event::Poller;
 use crate::sys::fd::{self, Lent};
 use crate::sys::maps::FileId;
-use crate::sys::socket;
 use crate::sys::thread;
 use crate::sys::uffd::Userfaultfd;
 use core::time::Duration;
@@ -215,7 +215,7 @@ impl Importer {
     /// Takes over a connection to an exporter, if there is none of this identity.
     pub(crate) fn connect(
         &mut self,
-        endpoint: Endpoint,
+        (endpoint, key): (Endpoint, Key),
         identity: u64,
         socket: Lent,
         poller: &Poller,
@@ -228,11 +228,10 @@ impl Importer {
         let socket = socket.take().or_else(|errno| match errno {
             Errno::MFILE | Errno::NFILE | Errno::NOMEM => Err(errno),
             // It cannot be taken over. A connection of this thread's own carries the credentials of the process.
-            _ => socket::connect_at_once(&endpoint.name()),
+            _ => rendezvous::connect_at_once(endpoint.kind(), key),
         });
         let socket = socket.and_then(fd::to_last).map_err(failed("pidfd_getfd"))?;
-        let host =
-            Host::new(number, endpoint, identity, socket, self.shared).map_err(failed("getsockopt"))?;
+        let host = Host::new(number, (endpoint, key), identity, socket, self.shared)?;
         poller.add(host.socket(), token | u64::from(number)).map_err(failed("epoll_ctl"))?;
         self.hosts.push(host).map_err(failed("mmap"))?;
         self.next_host += 1;
