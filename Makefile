@@ -1,7 +1,7 @@
 # Builds, installs and tests rmap. SPDX-License-Identifier: Apache-2.0 OR MIT
 #
 #   make                  the release build
-#   make install          library, headers, pkg-config files, man pages, module file, rmap, with-rmap
+#   make install          library, headers, pkg-config files, man pages, module file, rmap and its completions, with-rmap
 #   make demo             installs into target/prefix and runs unmodified MPI programs on it
 #   make plots            measures those programs (about 15 minutes), draws docs/mpi-*.svg, writes docs/mpi-results.md
 #                         and the crossover sizes in docs/tuning.md; RMAP_PLOT_QUICK=1: a quick pass into target/plots-quick
@@ -12,6 +12,7 @@
 #   make test-kernel      the kernel module's tests, and those of the semantics on all engines, on Debian kernels in QEMU
 #   make test-kernel-debug  the former on a kernel with lockdep, KASAN and more, which is built first (20 minutes)
 #   make test-numa        memory on the nodes of a machine with two of them, in QEMU
+#   make test-features    the tests of the semantics without each feature of the kernel that the library can do without (an hour)
 #   make soak             the random tests for long (RMAP_SOAK_SECONDS each, 600), the C tests often
 
 PREFIX       ?= /usr/local
@@ -38,6 +39,7 @@ prefix       = $(abspath $(PREFIX))
 libdir       = $(abspath $(LIBDIR))
 includedir   = $(abspath $(INCLUDEDIR))
 bindir       = $(abspath $(BINDIR))
+datadir      = $(abspath $(DATADIR))
 mandir       = $(abspath $(MANDIR))
 moduledir    = $(abspath $(MODULEDIR))
 pkgconfigdir = $(abspath $(PKGCONFIGDIR))
@@ -47,6 +49,9 @@ fill = sed -e 's|@PREFIX@|$(prefix)|g' -e 's|@LIBDIR@|$(libdir)|g' -e 's|@INCLUD
 	-e 's|@BINDIR@|$(bindir)|g' -e 's|@MANDIR@|$(mandir)|g' \
 	-e 's|@PC_LIBDIR@|$(patsubst $(prefix)/%,$${exec_prefix}/%,$(libdir))|g' \
 	-e 's|@PC_INCLUDEDIR@|$(patsubst $(prefix)/%,$${prefix}/%,$(includedir))|g'
+
+# What each shell completes the words of the command with.
+COMPLETIONS = bash:bash-completion/completions/rmap zsh:zsh/site-functions/_rmap fish:fish/vendor_completions.d/rmap.fish
 
 MAN1 := $(wildcard packaging/man/*.1)
 MAN3 := $(wildcard packaging/man/*.3)
@@ -79,6 +84,10 @@ install: $(STAMP)
 	chmod 755 '$(DESTDIR)$(bindir)/with-rmap'
 	$(INSTALL) -m 755 $(RELEASE)/rmap '$(DESTDIR)$(bindir)/rmap'
 	$(STRIP) --strip-debug '$(DESTDIR)$(bindir)/rmap'
+	for pair in $(COMPLETIONS); do \
+		file='$(DESTDIR)$(datadir)'/$${pair#*:}; \
+		$(INSTALL) -d "$${file%/*}" && $(RELEASE)/rmap completions $${pair%%:*} > "$$file" && chmod 644 "$$file" || exit 1; \
+	done
 	$(INSTALL) -m 644 $(MAN1) '$(DESTDIR)$(mandir)/man1'
 	$(INSTALL) -m 644 $(MAN3) '$(DESTDIR)$(mandir)/man3'
 	$(INSTALL) -m 644 $(MAN7) '$(DESTDIR)$(mandir)/man7'
@@ -89,6 +98,7 @@ uninstall:
 		$(foreach f,xpmem.h rmap.h linux-rmap/rmap.h,'$(DESTDIR)$(includedir)/$(f)') \
 		'$(DESTDIR)$(bindir)/with-rmap' '$(DESTDIR)$(bindir)/rmap' '$(DESTDIR)$(moduledir)/xpmem/rmap' \
 		$(foreach f,xpmem.pc cray-xpmem.pc,'$(DESTDIR)$(pkgconfigdir)/$(f)') \
+		$(foreach c,$(COMPLETIONS),'$(DESTDIR)$(datadir)/$(lastword $(subst :, ,$(c)))') \
 		$(foreach f,$(notdir $(MAN1)),'$(DESTDIR)$(mandir)/man1/$(f)') \
 		$(foreach f,$(notdir $(MAN3)),'$(DESTDIR)$(mandir)/man3/$(f)') \
 		$(foreach f,$(notdir $(MAN7)),'$(DESTDIR)$(mandir)/man7/$(f)')
@@ -128,6 +138,9 @@ test-kernel-debug:
 test-numa: all
 	ci/test-numa.sh
 
+test-features: all
+	ci/test-features.sh
+
 soak: all
 	ci/soak.sh
 
@@ -141,4 +154,4 @@ check:
 clean:
 	$(CARGO) clean
 
-.PHONY: all install uninstall local-install demo plots profile test test-kernel test-kernel-debug test-numa soak fuzz check clean
+.PHONY: all install uninstall local-install demo plots profile test test-kernel test-kernel-debug test-numa test-features soak fuzz check clean

@@ -14,6 +14,7 @@ step() {
 }
 step ci/abi.sh "$prefix"
 step ci/test-rust.sh
+step ci/test-features.sh --short
 step ci/tsan.sh
 step ci/fuzz.sh
 step ci/bench-instructions.sh

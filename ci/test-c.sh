@@ -20,6 +20,8 @@ wanted="./opt/rmap/bin/rmap
 ./opt/rmap/lib64/libxpmem.so.0.0.0
 ./opt/rmap/lib64/pkgconfig/cray-xpmem.pc
 ./opt/rmap/lib64/pkgconfig/xpmem.pc
+./opt/rmap/share/bash-completion/completions/rmap
+./opt/rmap/share/fish/vendor_completions.d/rmap.fish
 ./opt/rmap/share/man/man1/rmap.1
 ./opt/rmap/share/man/man3/rmap_counters.3
 ./opt/rmap/share/man/man3/xpmem_attach.3
@@ -30,7 +32,8 @@ wanted="./opt/rmap/bin/rmap
 ./opt/rmap/share/man/man3/xpmem_remove.3
 ./opt/rmap/share/man/man3/xpmem_version.3
 ./opt/rmap/share/man/man7/xpmem.7
-./opt/rmap/share/modulefiles/xpmem/rmap"
+./opt/rmap/share/modulefiles/xpmem/rmap
+./opt/rmap/share/zsh/site-functions/_rmap"
 diff <(echo "$wanted") <(echo "$files") || die "make install: other files than expected"
 if grep -rlE "@[A-Z_]+@|$scratch" "$scratch/stage" --include='*.pc' --include=rmap --include=with-rmap; then
     die "make install: a placeholder or DESTDIR is left in a file"

@@ -1,7 +1,7 @@
 //! This process: its memory, its descriptors, its last words.
 
 use rmap_core::Range;
-use rmap_tests::PAGE;
+use rmap_tests::{PAGE, library_descriptors};
 use std::os::unix::fs::FileExt as _;
 use std::sync::OnceLock;
 use std::{fs::File, ptr};
@@ -20,9 +20,10 @@ pub(crate) fn pages(arena: Range, first: usize, count: usize) -> Range {
     Range::new(arena.start() + first * PAGE, count * PAGE).expect("a range")
 }
 
-/// How many descriptors are open.
+/// How many descriptors are open: this process's, and those of the library, which only its own thread has.
 pub(crate) fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").expect("/proc/self/fd").count()
+    let own = std::fs::read_dir("/proc/self/fd").expect("/proc/self/fd").count();
+    own + library_descriptors(std::process::id().cast_signed()).len()
 }
 
 /// How many mappings there are.

@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::text::{self, Table};
 use clap::Args;
+use rmap_core::Counters;
 use rmap_core::counters::{Peer, Segment, TABLE};
 use rmap_core::survey::{self, Process, Silence};
 use serde_json::{Value, json};
@@ -88,6 +89,21 @@ fn peer_row(kind: &str, peer: &Peer) -> Vec<String> {
     ]
 }
 
+fn attached(now: &Counters) -> String {
+    let all = now.attach_hits + now.attach_misses;
+    let asked = if all > 1 { format!(", {} of them by asking", now.attach_misses) } else { String::new() };
+    format!("attached {}{asked}", text::times(all))
+}
+
+fn stood_still(now: &Counters) -> String {
+    let (together, longest) = (text::time(now.stall_ns), text::time(now.stall_longest_ns));
+    match now.stalls {
+        0 => "never stood still".into(),
+        1 => format!("stood still once, for {together}"),
+        stalls => format!("stood still {}, {together} together, {longest} at longest", text::times(stalls)),
+    }
+}
+
 fn as_text(process: &Process) -> String {
     let who = format!("process {}, user {}", process.pid, process.uid);
     let sheet = match &process.sheet {
@@ -105,14 +121,7 @@ fn as_text(process: &Process) -> String {
         text::bytes(now.shown_bytes),
         text::bytes(now.window_bytes),
     );
-    lines += &format!(
-        "  attached {}, {} of them by asking; stood still {}, {} together, {} at longest\n",
-        text::times(now.attach_hits + now.attach_misses),
-        now.attach_misses,
-        text::times(now.stalls),
-        text::time(now.stall_ns),
-        text::time(now.stall_longest_ns),
-    );
+    lines += &format!("  {}; {}\n", attached(now), stood_still(now));
     let mut table = Table::new(&[], &[]);
     sheet.segments.iter().for_each(|segment| table.add(segment_row(segment)));
     lines += &table.lines(2);
@@ -150,7 +159,7 @@ fn segment_json(segment: &Segment) -> Value {
 }
 
 /// Counters by their names.
-pub(crate) fn counters_json(counters: &rmap_core::Counters) -> Value {
+pub(crate) fn counters_json(counters: &Counters) -> Value {
     let values = TABLE.iter().zip(counters.values());
     let mut all: serde_json::Map<String, Value> =
         values.map(|(counter, value)| (counter.name.to_owned(), value.into())).collect();

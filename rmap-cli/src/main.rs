@@ -2,13 +2,14 @@
 
 mod attach;
 mod bench;
+mod completions;
 mod doctor;
 mod info;
 mod ls;
 mod text;
 mod top;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Looks at, checks and measures memory that processes share by rmap's libxpmem.so.0.
@@ -33,6 +34,8 @@ enum Command {
     Bench(bench::Options),
     /// Shows and edits live memory of a process that does not cooperate.
     Attach(attach::Options),
+    /// Prints what a shell needs to complete the words of rmap.
+    Completions(completions::Options),
 }
 
 /// What went wrong, for a person to read.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Doctor(options) => doctor::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Attach(options) => attach::run(&options),
+        Command::Completions(options) => completions::run(&options, Arguments::command()),
     };
     result.unwrap_or_else(|error| {
         eprintln!("rmap: {error}");

@@ -150,7 +150,11 @@ fn show(found: &[Process], past: &HashMap<String, Past>) -> (String, HashMap<Str
     // The busiest first.
     rows.sort_by(|left, right| right.0.total_cmp(&left.0));
     rows.into_iter().for_each(|(_, row)| table.add(row));
-    (table.lines(0), now)
+    let mut lines = table.lines(0);
+    if found.is_empty() {
+        lines += "no process shares memory here\n";
+    }
+    (lines, now)
 }
 
 fn row(process: &Process, sheet: &Sheet, before: &Past) -> (f64, Vec<String>) {

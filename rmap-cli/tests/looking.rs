@@ -2,7 +2,7 @@
 
 use rmap_tests::{Actor, PAGE, Stage, is_root, skip};
 use serde_json::Value;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
@@ -77,6 +77,26 @@ fn ls_shows_segments_importers_and_bytes() {
     ] {
         assert!(text.contains(part), "no {part} in {text}");
     }
+}
+
+#[test]
+fn shells_can_complete_its_words() {
+    let script = |shell| text(&rmap(&["completions", shell]).output().unwrap());
+    let tried =
+        "source /dev/stdin; COMP_WORDS=(rmap do) COMP_CWORD=1; _rmap rmap do rmap; echo \"${COMPREPLY[*]}\"";
+    let mut bash = Command::new("bash")
+        .args(["-c", tried])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    bash.stdin.take().unwrap().write_all(script("bash").as_bytes()).unwrap();
+    assert_eq!(text(&bash.wait_with_output().unwrap()), "doctor\n");
+    for (shell, head) in [("zsh", "#compdef rmap"), ("fish", "complete -c rmap")] {
+        let script = script(shell);
+        assert!(script.lines().any(|line| line.starts_with(head)) && script.contains("doctor"), "{script}");
+    }
+    assert_eq!(rmap(&["completions", "csh"]).output().unwrap().status.code(), Some(2));
 }
 
 #[test]

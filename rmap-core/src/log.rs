@@ -1,9 +1,19 @@
 //! One line per event on standard error, by `RMAP_LOG`. Off by default.
 //!
-//! Lines are formatted on the stack and written with one system call, so any thread may log at any time.
+//! Lines are formatted on the stack and written with one system call that does not wait, so any thread may log at any time. A line for which there is
+//! no room in a pipe is lost, and the next one says so.
+//!
+//! | level | says |
+//! |---|---|
+//! | `error` | that something cannot be done that must be, or that a process cannot be served |
+//! | `warn` | what somebody should look after: peers that do not answer or break the protocol, memory that cannot be shown |
+//! | `info` | what begins and ends: the engine, segments, exporters that are gone; what the library goes without |
+//! | `debug` | why a call fails and why an address is a hole, one line for each; what is adopted, and for how long threads stand still |
+//! | `trace` | each range that is followed |
 
+use crate::sys::{Errno, SysResult, stderr};
 use core::fmt::Write;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// How much a line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,8 +26,10 @@ pub(crate) enum Level {
 }
 
 static LIMIT: AtomicU8 = AtomicU8::new(0);
+/// How many lines were lost since the last that was not.
+static LOST: AtomicU32 = AtomicU32::new(0);
 
-/// Reads `RMAP_LOG`.
+/// Reads `RMAP_LOG`. Where there is no standard error now, or is another one later, what has its number is not for lines.
 pub(crate) fn set_from_environment() {
     let limit = match std::env::var("RMAP_LOG").unwrap_or_default().to_ascii_lowercase().as_str() {
         "error" => 1,
@@ -27,7 +39,7 @@ pub(crate) fn set_from_environment() {
         "trace" => 5,
         _ => 0,
     };
-    LIMIT.store(limit, Ordering::Relaxed);
+    LIMIT.store(if stderr::remember() { limit } else { 0 }, Ordering::Relaxed);
 }
 
 /// Whether lines of this level are written.
@@ -51,8 +63,7 @@ impl Write for Line {
     }
 }
 
-/// Writes a line. Use the [`log!`] macro.
-pub(crate) fn write(level: Level, args: core::fmt::Arguments<'_>) {
+fn try_to_write(level: Level, args: core::fmt::Arguments<'_>) -> SysResult<()> {
     let name = match level {
         Level::Error => "error",
         Level::Warn => "warn",
@@ -65,7 +76,23 @@ pub(crate) fn write(level: Level, args: core::fmt::Arguments<'_>) {
     let _ = write!(line, "rmap {pid} {name}: ");
     let _ = line.write_fmt(args);
     line.bytes[line.len] = b'\n';
-    let _ = rustix::io::write(rustix::stdio::stderr(), &line.bytes[..=line.len]);
+    stderr::write_at_once(&line.bytes[..=line.len])
+}
+
+/// Writes a line. Use the [`log!`] macro.
+pub(crate) fn write(level: Level, args: core::fmt::Arguments<'_>) {
+    let lost = LOST.swap(0, Ordering::Relaxed);
+    if lost > 0
+        && try_to_write(
+            Level::Warn,
+            format_args!("{lost} lines were lost: standard error is read too slowly"),
+        ) == Err(Errno::AGAIN)
+    {
+        LOST.fetch_add(lost, Ordering::Relaxed);
+    }
+    if try_to_write(level, args) == Err(Errno::AGAIN) {
+        LOST.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Writes a line of the given level.

@@ -152,6 +152,8 @@ impl Tables {
                 return chosen;
             }
             Ok(kind) => log!(Info, "engine: {kind}"),
+            // As somebody wants it.
+            Err(Error::Disabled) => log!(Info, "this process is not served: {}", Error::Disabled),
             Err(error) => log!(Error, "this process cannot be served: {error}"),
         }
         self.chosen = Some(chosen);
@@ -249,9 +251,14 @@ impl Tables {
 fn noted<T>(call: &str, result: Result<T>) -> Result<T> {
     if let Err(error) = &result {
         counters::count_failure(error);
-        log!(Debug, "xpmem_{call} fails: {error}");
+        log!(Debug, "{call} fails: {error}");
     }
     result
+}
+
+/// Notes that a call of the C interface was refused before it came here: counted, and said why, as of all others.
+pub fn note_refusal(call: &str, why: &'static str) {
+    let _ = noted::<()>(call, Err(Error::Invalid(why)));
 }
 
 /// What this process has counted, and how it is now.
@@ -298,6 +305,10 @@ pub fn engines() -> Vec<EngineState> {
 /// # Errors
 /// Where this process cannot be served at all: [`Error::Unsupported`], [`Error::Disabled`].
 pub fn version() -> Result<i32> {
+    noted("xpmem_version", version_of_engine())
+}
+
+fn version_of_engine() -> Result<i32> {
     let kind = tables().chosen()?;
     Ok(open_driver().filter(|_| kind == Kind::Driver).map_or(XPMEM_VERSION, Driver::version))
 }
@@ -309,7 +320,7 @@ pub fn version() -> Result<i32> {
 /// # Errors
 /// [`Error::Invalid`], [`Error::OutOfIds`], [`Error::OutOfResources`], and those of [`version`], which come first.
 pub fn make(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
-    noted("make", make_segment(vaddr, size, permit_type, permit_value))
+    noted("xpmem_make", make_segment(vaddr, size, permit_type, permit_value))
 }
 
 fn make_segment(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
@@ -367,7 +378,7 @@ fn make_with(
 /// # Errors
 /// [`Error::Invalid`] unless the id is positive; [`Error::NoSuchId`]; [`Error::Denied`] if it is another process's.
 pub fn remove(segid: i64) -> Result<()> {
-    noted("remove", remove_segment(segid))
+    noted("xpmem_remove", remove_segment(segid))
 }
 
 fn remove_segment(segid: i64) -> Result<()> {
@@ -388,7 +399,7 @@ fn remove_segment(segid: i64) -> Result<()> {
 /// [`Error::Invalid`]; [`Error::NoSuchId`]; [`Error::Denied`] by the segment's mode; [`Error::TimedOut`];
 /// [`Error::OutOfIds`]; [`Error::OutOfResources`].
 pub fn get(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
-    noted("get", get_permit(segid, flags, permit_type))
+    noted("xpmem_get", get_permit(segid, flags, permit_type))
 }
 
 fn get_permit(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
@@ -422,7 +433,7 @@ fn get_permit(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
 /// # Errors
 /// As [`remove`]. A dead exporter is no error.
 pub fn release(apid: i64) -> Result<()> {
-    noted("release", release_permit(apid))
+    noted("xpmem_release", release_permit(apid))
 }
 
 fn release_permit(apid: i64) -> Result<()> {
@@ -466,7 +477,7 @@ pub unsafe fn detach_known(vaddr: usize) -> bool {
 /// # Safety
 /// With a `vaddr`, nobody may rely on what is mapped there now.
 pub unsafe fn attach(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usize> {
-    noted("attach", map_segment(apid, offset, size, vaddr))
+    noted("xpmem_attach", map_segment(apid, offset, size, vaddr))
 }
 
 fn map_segment(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usize> {
@@ -519,7 +530,7 @@ fn map_segment(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usiz
 /// # Safety
 /// Nobody may use the attachment afterwards.
 pub unsafe fn detach(vaddr: usize) -> Result<()> {
-    noted("detach", unmap_segment(vaddr))
+    noted("xpmem_detach", unmap_segment(vaddr))
 }
 
 fn unmap_segment(vaddr: usize) -> Result<()> {

@@ -2,6 +2,11 @@
 
 use std::path::Path;
 
+/// Whether actors do without a feature of the kernel's, by `RMAP_DISABLE` (`docs/kernels.md`).
+pub fn goes_without(feature: &str) -> bool {
+    std::env::var("RMAP_DISABLE").is_ok_and(|names| names.split(',').any(|name| name.trim() == feature))
+}
+
 /// An engine of the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {

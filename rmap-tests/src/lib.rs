@@ -39,7 +39,7 @@ mod wire;
 
 pub use actor::{Actor, Fault, Reply, Report, Setup, expect_clean};
 pub use descriptors::{application_descriptors, library_descriptors, service_thread};
-pub use engine::Engine;
+pub use engine::{Engine, goes_without};
 pub use log::Log;
 pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks, waits_for_page};
 pub use namespaces::Ids;

@@ -1,7 +1,12 @@
 //! What an actor writes to standard error.
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use std::{fs::File, os::unix::fs::FileExt as _, process::Stdio, sync::Arc};
+use std::{
+    fs::File,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    process::Stdio,
+    sync::Arc,
+};
 
 /// Collects the standard error of actors.
 #[derive(Clone, Debug)]
@@ -20,6 +25,11 @@ impl Log {
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_APPEND))
             .expect("append to a memory file");
         Self(Arc::new(file))
+    }
+
+    /// What goes to this descriptor instead, and is read elsewhere.
+    pub fn to(descriptor: OwnedFd) -> Self {
+        Self(Arc::new(File::from(descriptor)))
     }
 
     pub(crate) fn stdio(&self) -> Stdio {

@@ -1,6 +1,6 @@
 //! An attachment is memory like any other to the kernel, and so is what an exporter shares.
 
-use rmap_tests::{Actor, PAGE, Stage, pattern, skip};
+use rmap_tests::{Actor, PAGE, Stage, goes_without, pattern, skip};
 use std::fs::File;
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -12,6 +12,7 @@ struct Pair {
     /// Memory of the exporter with the stamps from 20 on, and where the importer has it.
     there: usize,
     here: usize,
+    segid: i64,
     stage: Stage,
 }
 
@@ -24,7 +25,7 @@ impl Pair {
         let segid = exporter.make_all();
         let here = importer.get_attach(segid, there, PAGES * PAGE);
         importer.check(here, PAGES, 20);
-        Self { exporter, importer, there, here, stage }
+        Self { exporter, importer, there, here, segid, stage }
     }
 }
 
@@ -195,6 +196,30 @@ fn a_debugger_looks_at_an_attachment() {
     assert!(pair.importer.load(at).unwrap_err().is_hole_at(at));
 }
 
+/// But for this: what is somebody else's can only be had at first hand, where the rights to it are looked at, and which follows it.
+#[test]
+fn an_attachment_is_not_passed_on() {
+    let mut pair = Pair::new("an_attachment_is_not_passed_on");
+    let mut third = pair.stage.actor();
+    let own = pair.importer.anon(PAGE);
+    pair.importer.fill(own, 1, 70);
+    let again = pair.importer.make_all();
+    let apid = third.get(again);
+    let second_hand = third.attach(apid, pair.here, PAGES * PAGE);
+    for page in 0..PAGES {
+        let at = second_hand + page * PAGE;
+        assert!(third.load(at).unwrap_err().is_hole_at(at));
+        assert!(third.store(at, 1).unwrap_err().is_hole_at(at));
+    }
+    let beside = third.attach(apid, own, PAGE);
+    third.check(beside, 1, 70);
+    let first_hand = third.get_attach(pair.segid, pair.there, PAGES * PAGE);
+    third.check(first_hand, PAGES, 20);
+    third.fill(first_hand, PAGES, 300);
+    pair.importer.check(pair.here, PAGES, 300);
+    pair.exporter.check(pair.there, PAGES, 300);
+}
+
 // ---- io_uring ----
 
 /// An io_uring of an actor, for one request at a time.
@@ -265,6 +290,7 @@ impl Ring {
 }
 
 const NO_RING: &str = "no io_uring here";
+const NO_PINS: &str = "without move-pages and populate nobody can tell which pages are pinned";
 
 #[test]
 fn an_attachment_is_a_fixed_buffer() {
@@ -320,6 +346,11 @@ fn memory_that_a_device_may_write_to_stays_where_it_is() {
     exporter.check(there, PAGES, 400);
     // No device any more, no hole any more.
     ring.unregister(&mut exporter);
+    if goes_without("move-pages") {
+        // But who cannot tell pages that a device writes to must take all for such as long as there is a ring.
+        assert!(importer.load(here).unwrap_err().is_hole_at(here));
+        return;
+    }
     importer.check(here, PAGES, 400);
     // What is shared already may be a buffer: it moves no more.
     ring.register(&mut exporter, there, len).unwrap();
@@ -367,6 +398,9 @@ fn an_asynchronous_direct_read_arrives_whole() {
     const READ: u64 = 22;
     const IOSQE_ASYNC: u64 = 1 << 4;
     let name = "an_asynchronous_direct_read_arrives_whole";
+    if goes_without("move-pages") {
+        return skip(name, NO_PINS);
+    }
     let stage = Stage::new(name, 120);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
     let file = stamped(MANY, 5000);
@@ -437,6 +471,9 @@ fn only_pages_that_are_pinned_are_holes() {
 fn pages_that_a_child_has_too_are_not_pinned() {
     const MANY: usize = 64;
     let name = "pages_that_a_child_has_too_are_not_pinned";
+    if goes_without("move-pages") || goes_without("populate") {
+        return skip(name, NO_PINS);
+    }
     let stage = Stage::new(name, 120);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
     let Ok(_ring) = Ring::new(&mut exporter) else {
@@ -461,6 +498,9 @@ fn pages_that_a_child_has_too_are_not_pinned() {
 fn a_direct_read_of_libaio_arrives_whole() {
     const MANY: usize = 2048;
     let name = "a_direct_read_of_libaio_arrives_whole";
+    if goes_without("move-pages") {
+        return skip(name, NO_PINS);
+    }
     let stage = Stage::new(name, 120);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
     let file = stamped(MANY, 5000);

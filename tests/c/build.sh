@@ -46,6 +46,8 @@ rm "$out/header.c"
     c counters.c -o "$out/counters" $libs
     c -pthread pair.c -o "$out/pair" $libs
     c -pthread pair.c -o "$out/pair-static" $static_libs
+    c -pthread law.c -o "$out/law" $libs -ldl
+    c -pthread -DLINKED_STATICALLY=1 law.c -o "$out/law-static" $static_libs -ldl
     c dl.c -o "$out/dl" -ldl
     "$CXX" -std=c++17 -O2 -g -pthread "${warnings[@]}" $cflags pair.cc -o "$out/pair-cc" $libs
 }

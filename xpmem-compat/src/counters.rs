@@ -8,13 +8,17 @@ use rmap_core::process;
 /// # Safety
 /// `counters` points to as many bytes as it says, writable and aligned.
 pub(crate) unsafe fn fill(counters: *mut u64) -> Result<(), c_int> {
+    let invalid = |why| {
+        process::note_refusal("rmap_counters", why);
+        Err(libc::EINVAL)
+    };
     if counters.is_null() {
-        return Err(libc::EINVAL);
+        return invalid("there is no struct");
     }
     // SAFETY: the caller's promise.
     let size = unsafe { counters.read() } as usize;
     if size < size_of::<u64>() || !size.is_multiple_of(size_of::<u64>()) {
-        return Err(libc::EINVAL);
+        return invalid("the struct does not say its size");
     }
     let room = size / size_of::<u64>() - 1;
     let words = process::counters().words();

@@ -7,6 +7,7 @@ use super::{xpmem_remove, xpmem_version};
 use core::ffi::{c_int, c_void};
 use core::ptr;
 use rmap_core::abi::{self, Attach, Get, Make};
+use rmap_core::process;
 
 fn pointer(addr: u64) -> *mut c_void {
     ptr::with_exposed_provenance_mut(addr as usize)
@@ -21,8 +22,15 @@ fn copy<T>(from: *const T, to: *mut T) -> bool {
     if copied == size_of::<T>() as isize {
         return true;
     }
-    set_errno(libc::EFAULT);
+    refuse(libc::EFAULT, "no argument is at that address");
     false
+}
+
+/// Fails with this errno.
+fn refuse(errno: c_int, why: &'static str) -> c_int {
+    process::note_refusal("xpmem_ioctl", why);
+    set_errno(errno);
+    -1
 }
 
 fn read<T: Copy>(argument: *mut c_void) -> Option<T> {
@@ -44,8 +52,7 @@ pub(super) unsafe fn perform(command: c_int, argument: *mut c_void) -> c_int {
         abi::REMOVE => read::<i64>(argument).map_or(-1, |segid| xpmem_remove(segid)),
         abi::GET => read::<Get>(argument).map_or(-1, |mut get| {
             if get.permit_value != 0 {
-                set_errno(libc::EINVAL);
-                return -1;
+                return refuse(libc::EINVAL, "the permit value of GET is not 0");
             }
             get.apid = xpmem_get(get.segid, get.flags, get.permit_type, ptr::null_mut());
             give_back(get.apid, &get, argument, || xpmem_release(get.apid))
@@ -62,10 +69,7 @@ pub(super) unsafe fn perform(command: c_int, argument: *mut c_void) -> c_int {
         // SAFETY: the caller's promise.
         abi::DETACH => read::<u64>(argument).map_or(-1, |vaddr| unsafe { xpmem_detach(pointer(vaddr)) }),
         abi::FORK_BEGIN | abi::FORK_END => 0,
-        _ => {
-            set_errno(libc::ENOTTY);
-            -1
-        }
+        _ => refuse(libc::ENOTTY, "no such command"),
     }
 }
 

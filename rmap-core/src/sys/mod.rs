@@ -18,6 +18,7 @@ pub(crate) mod raw;
 mod said;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod stderr;
 pub(crate) mod sysv;
 pub(crate) mod thread;
 pub(crate) mod uffd;

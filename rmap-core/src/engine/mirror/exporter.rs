@@ -310,7 +310,7 @@ impl Exporter {
                 socket::send(&client.socket, &granted.encode(), Some(fd.as_fd()))
             }
             Err(error) => {
-                log!(Info, "no permit for process {}: {error}", client.party.pid);
+                log!(Warn, "no permit for process {}: {error}", client.party.pid);
                 let refused = Message::Refused { request, errno: error.errno().unsigned_abs() };
                 socket::send(&client.socket, &refused.encode(), None)
             }

@@ -374,6 +374,11 @@ impl Importer {
         self.close_idle_host(number);
     }
 
+    /// The process of an exporter, 0 if there is none that can be seen.
+    fn pid_of(&self, host: u32) -> u32 {
+        self.host(host).map_or(0, |index| self.hosts[index].pid())
+    }
+
     /// An exporter is gone, or of no use: every wait for it ends with `error`. What was mapped stays readable.
     fn lose_host(&mut self, number: u32, error: Error, calls: &Calls, poller: &Poller, token: u64) {
         if let Some(index) = self.host(number) {
@@ -482,6 +487,7 @@ impl Importer {
                     return Ok(());
                 };
                 counters::count(Cell::TouchesHole);
+                log!(Debug, "{page:#x} is a hole: exporter {} says so", self.pid_of(host));
                 self.refuse_page(page, libc::SIGBUS);
                 self.ask_for_waiters(poller, token);
                 Ok(())
@@ -491,6 +497,7 @@ impl Importer {
                     return Ok(());
                 };
                 counters::count(Cell::TouchesReadOnly);
+                log!(Debug, "{page:#x} may only be read, exporter {} says", self.pid_of(host));
                 self.refuse_page(page, libc::SIGSEGV);
                 self.ask_for_waiters(poller, token);
                 Ok(())
@@ -641,7 +648,7 @@ impl Importer {
             }
             if waited >= LONG && !request.said {
                 self.requests[index].said = true;
-                let pid = self.host(request.host).map_or(0, |index| self.hosts[index].pid());
+                let pid = self.pid_of(request.host);
                 log!(Warn, "waiting for exporter {pid}, which does not answer: is it stopped?");
             }
             let mark = if self.requests[index].said { None } else { Some(LONG) };
