@@ -41,7 +41,9 @@ pub use actor::{Actor, Fault, Reply, Report, Setup, expect_clean};
 pub use descriptors::{application_descriptors, library_descriptors, service_thread};
 pub use engine::{Engine, goes_without};
 pub use log::Log;
-pub use maps::{Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks, waits_for_page};
+pub use maps::{
+    Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks, vm_flags, waits_for_page,
+};
 pub use namespaces::Ids;
 pub use random::{Random, rounds, seed, soak};
 pub use stage::{BOARD_LEN, Board, Stage};

@@ -49,6 +49,18 @@ pub fn maps_if_alive(pid: i32) -> Option<Vec<Mapping>> {
     text.lines().map(Mapping::parse).collect()
 }
 
+/// The flags of the mapping that begins at an address, as `smaps` has them, each with a blank before and after it.
+///
+/// # Panics
+///
+/// If there is none.
+pub fn vm_flags(pid: i32, address: usize) -> String {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
+    let start = smaps.find(&format!("{address:x}-")).expect("the range has a mapping of its own");
+    let flags = smaps[start..].lines().find_map(|line| line.strip_prefix("VmFlags:")).expect("flags");
+    format!("{} ", flags.trim_end())
+}
+
 /// The thread ids of a process.
 pub fn tasks(pid: i32) -> Vec<i32> {
     let Ok(folder) = fs::read_dir(format!("/proc/{pid}/task")) else {

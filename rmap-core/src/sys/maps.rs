@@ -333,12 +333,16 @@ pub(crate) enum HugePageAdvice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
     pub(crate) dont_fork: bool,
+    /// A forked child finds zeroes.
+    pub(crate) wipe_on_fork: bool,
+    /// KSM may merge its pages with equal ones.
+    pub(crate) mergeable: bool,
     pub(crate) dont_dump: bool,
     pub(crate) huge_pages: HugePageAdvice,
     pub(crate) locked: bool,
     pub(crate) grows_down: bool,
-    /// Device or page-frame mapping, or one whose missing pages the application itself provides (userfaultfd): must not
-    /// be touched.
+    /// Device or page-frame mapping, one whose missing pages the application itself provides (userfaultfd), or one whose pages the kernel
+    /// may drop (`MAP_DROPPABLE`): must not be touched.
     pub(crate) device: bool,
     pub(crate) protection_key: u32,
     /// Bytes in its pages; 0 if that is not known.
@@ -400,12 +404,14 @@ fn attribute_line(line: &[u8], found: &mut Attributes) {
         for flag in flags.split(|b| *b == b' ') {
             match flag {
                 b"dc" => found.dont_fork = true,
+                b"wf" => found.wipe_on_fork = true,
+                b"mg" => found.mergeable = true,
                 b"dd" => found.dont_dump = true,
                 b"hg" => found.huge_pages = HugePageAdvice::Wanted,
                 b"nh" => found.huge_pages = HugePageAdvice::Refused,
                 b"lo" => found.locked = true,
                 b"gd" => found.grows_down = true,
-                b"io" | b"pf" | b"mm" | b"um" | b"ui" => found.device = true,
+                b"io" | b"pf" | b"mm" | b"um" | b"ui" | b"dp" => found.device = true,
                 _ => {}
             }
         }
@@ -454,6 +460,26 @@ mod tests {
         // The stack may have grown in between.
         assert_eq!((queried.end, queried.prot, queried.shared), (text.end, text.prot, text.shared));
     }
+
+    #[test]
+    fn flags_of_a_mapping_are_understood() {
+        let flags = |line: &[u8]| {
+            let mut found = Attributes::default();
+            attribute_line(line, &mut found);
+            found
+        };
+        let plain = Attributes::default();
+        assert_eq!(flags(b"VmFlags: rd wr mr mw me ac sd "), plain);
+        let kept_from_children = flags(b"VmFlags: rd wr mr mw me dc ac wf mg");
+        assert_eq!(
+            kept_from_children,
+            Attributes { dont_fork: true, wipe_on_fork: true, mergeable: true, ..plain }
+        );
+        // What `getrandom` of the vdso keeps its state in.
+        let droppable = flags(b"VmFlags: rd wr mr mw me nr wf dd dp");
+        assert!(droppable.device && droppable.wipe_on_fork && droppable.dont_dump);
+    }
+
     #[test]
     fn names_of_files_are_found() {
         let maps = Maps::new().unwrap();

@@ -113,6 +113,10 @@ pub(crate) fn advise(addr: usize, len: usize, advice: libc::c_int) -> SysResult<
         advice,
         libc::MADV_DONTFORK
             | libc::MADV_DOFORK
+            | libc::MADV_WIPEONFORK
+            | libc::MADV_KEEPONFORK
+            | libc::MADV_MERGEABLE
+            | libc::MADV_UNMERGEABLE
             | libc::MADV_DONTDUMP
             | libc::MADV_DODUMP
             | libc::MADV_HUGEPAGE

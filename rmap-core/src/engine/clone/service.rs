@@ -6,8 +6,8 @@
 //! application can neither close what is in there nor use it up, and a child that is forked does not get it.
 
 use super::calls::{Answer, Call, Calls, Ticket};
-use super::exporter::Exporter;
 use super::exporter::freeze::Freezer;
+use super::exporter::{Exporter, Programs};
 use super::handed::Handed;
 use super::importer::Importer;
 use super::secret::Key;
@@ -125,6 +125,8 @@ fn stop_for_a_moment() -> SysResult<()> {
 struct Start {
     config: Config,
     stack: (usize, usize),
+    /// What the service thread runs on.
+    programs: Programs,
     outcome: Handed<Result<Running>>,
     done: Word,
 }
@@ -139,7 +141,8 @@ pub(crate) fn start(config: Config) -> Result<Running> {
     const LEN: usize = STACK + 2 * PAGE;
     let all = memory::map_anonymous(LEN, ProtFlags::empty(), MapFlags::NORESERVE).map_err(failed("mmap"))?;
     let stack = all + PAGE;
-    let order = Start { config, stack: (stack, STACK), outcome: Handed::new(), done: Word::new(0) };
+    let programs = Programs::here();
+    let order = Start { config, stack: (stack, STACK), programs, outcome: Handed::new(), done: Word::new(0) };
     let argument = core::ptr::from_ref(&order).cast_mut().cast();
     // SAFETY: fresh memory; nothing runs on it yet, and it is unmapped below at the earliest. The thread uses the order only until it says
     // that it is done.
@@ -169,11 +172,16 @@ pub(crate) fn start(config: Config) -> Result<Running> {
 }
 
 /// Makes everything that the service thread needs, for the calling thread to be it.
-fn set_up(config: Config, stack: (usize, usize)) -> Result<(&'static mut Service, Running)> {
+fn set_up(
+    config: Config,
+    stack: (usize, usize),
+    programs: Programs,
+) -> Result<(&'static mut Service, Running)> {
     let table = fd::leave_shared_table(log::enabled(log::Level::Error));
     table.map_err(missing("a table of descriptors for one thread (close_range, Linux 5.9)"))?;
     let mut exporter = Exporter::new(config)?;
     exporter.keep_out(stack.0, stack.1);
+    exporter.run_on(programs);
     let doorbell = Doorbell::new().map_err(missing("eventfd"))?;
     sheet::start()?;
     let (endpoint, key, listener) = rendezvous::listen(Kind::Clone)?;
@@ -201,7 +209,7 @@ extern "C" fn main(order: *mut c_void) -> *mut c_void {
     thread::widen_affinity();
     // SAFETY: `start` passes its order, and waits until this is done with it.
     let order = unsafe { &*order.cast::<Start>() };
-    let (service, outcome) = match set_up(order.config, order.stack) {
+    let (service, outcome) = match set_up(order.config, order.stack, order.programs) {
         Ok((service, running)) => (Some(service), Ok(running)),
         Err(error) => (None, Err(error)),
     };

@@ -14,6 +14,7 @@ mod block;
 mod churn;
 mod command;
 mod cost;
+mod cuts;
 mod cycle;
 mod library;
 mod memory;

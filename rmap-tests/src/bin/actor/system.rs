@@ -1,6 +1,7 @@
 //! System calls, signals, fork and exec.
 
 use crate::command::{Arguments, Failure, Outcome};
+use crate::work::{Child, Pipe};
 use rmap_tests::PAGE;
 use std::{
     ffi::{CString, c_void},
@@ -70,6 +71,7 @@ pub(crate) fn command(verb: &str, arguments: &mut Arguments<'_>) -> Outcome {
         "malloc" => malloc(arguments.number()?),
         "realloc" => realloc(arguments.number()?, arguments.number()?),
         "free" => free(arguments.number()?),
+        "rawfork" => raw_fork(arguments.number()?),
         "exec" => exec(),
         "shell" => shell(arguments.rest()),
         "spawn" => spawn(arguments.rest()),
@@ -139,6 +141,25 @@ pub(crate) fn fork(arguments: &mut Arguments<'_>) -> Outcome {
             crate::serve()
         }
         child => Ok(child.to_string()),
+    }
+}
+
+/// `rawfork ADDRESS`: what a load finds in a child that the library does not know of: the word or, negative, the signal.
+fn raw_fork(address: usize) -> Outcome {
+    let pipe = Pipe::new();
+    let child = Child::fork_raw(|| {
+        let found =
+            crate::trap::load(address).unwrap_or_else(|fault| u64::from((-fault.signal).cast_unsigned()));
+        let wrote = call(libc::SYS_write, [pipe.writer, (&raw const found).addr(), 8, 0, 0, 0]);
+        i32::from(wrote != Ok(8))
+    });
+    let mut found = 0_u64;
+    let status = child.and_then(Child::wait).map_err(Failure::Errno)?;
+    let read = call(libc::SYS_read, [pipe.reader, (&raw mut found).addr(), 8, 0, 0, 0]);
+    if (status, read) == (0, Ok(8)) {
+        Ok((found as i32).to_string())
+    } else {
+        Err(Failure::Usage(format!("the child ended with {status}, and {read:?} was read")))
     }
 }
 

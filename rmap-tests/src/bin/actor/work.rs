@@ -3,7 +3,7 @@
 use crate::{
     api, block, churn,
     command::{Arguments, Failure},
-    memory, mutex, revoke, system,
+    cuts, memory, mutex, revoke, system,
     threads::{self, Control, Report, Work},
     trap,
 };
@@ -28,6 +28,9 @@ pub(crate) fn work(arguments: &mut Arguments<'_>) -> Result<Work, Failure> {
         "threads" => Box::new(threads_come_and_go),
         "children" => Box::new(children),
         "forks" => forks(arguments.number()?, arguments.number()?),
+        "cuts" => {
+            cuts::work(arguments.number()?, arguments.number()?, arguments.number()?, arguments.number()?)
+        }
         "scan" => scan(arguments.number()?, arguments.number()?, arguments.number()?),
         "churn" => churn::work(arguments.number()?, arguments.number()?, arguments.number()?),
         "block" => block::work(arguments)?,
@@ -387,11 +390,12 @@ fn forks(address: usize, pages: usize) -> Work {
         while control.on() {
             steps += 1;
             let before = write(steps);
-            let status = in_a_child(|| match shows(steps) {
+            let child = Child::fork(|| match shows(steps) {
                 Some(page) => 100 + page as i32,
                 None if !write(steps + 1_000_000) => 1,
                 None => shows(steps + 1_000_000).map_or(0, |_| 2),
             });
+            let status = child.and_then(Child::wait);
             let after = shows(steps);
             if !before || status != Ok(0) || after.is_some() {
                 wrong += 1;
@@ -406,23 +410,39 @@ fn forks(address: usize, pages: usize) -> Work {
     })
 }
 
-/// Runs something in a forked child and gives its status, or the errno of fork.
-fn in_a_child(act: impl FnOnce() -> i32) -> Result<i32, i32> {
-    // SAFETY: the child uses what it has and ends without clean-up.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let status = act();
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(status) };
+/// A forked child.
+pub(crate) struct Child(libc::pid_t);
+
+impl Child {
+    /// Runs something in a child; what it gives is the child's status.
+    pub(crate) fn fork(act: impl FnOnce() -> i32) -> Result<Self, i32> {
+        // SAFETY: the child uses what it has and ends without clean-up.
+        Self::run(unsafe { libc::fork() }, act)
     }
-    if child < 0 {
-        return Err(system::errno());
+
+    /// The same in a child that is made by the system call alone, without the C library's handlers.
+    pub(crate) fn fork_raw(act: impl FnOnce() -> i32) -> Result<Self, i32> {
+        // SAFETY: as above; what it runs uses no locks.
+        Self::run(unsafe { libc::syscall(libc::SYS_fork) } as libc::pid_t, act)
     }
-    loop {
-        let mut status = 0;
-        // SAFETY: a valid place for the status.
-        if unsafe { libc::waitpid(child, &raw mut status, 0) } == child {
-            return Ok(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -status });
+
+    fn run(child: libc::pid_t, act: impl FnOnce() -> i32) -> Result<Self, i32> {
+        if child == 0 {
+            let status = act();
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(status) };
+        }
+        if child < 0 { Err(system::errno()) } else { Ok(Self(child)) }
+    }
+
+    /// Its status; negative if a signal has ended it.
+    pub(crate) fn wait(self) -> Result<i32, i32> {
+        loop {
+            let mut status = 0;
+            // SAFETY: a valid place for the status.
+            if unsafe { libc::waitpid(self.0, &raw mut status, 0) } == self.0 {
+                return Ok(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -status });
+            }
         }
     }
 }

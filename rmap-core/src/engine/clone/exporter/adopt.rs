@@ -1,6 +1,7 @@
 //! Moving memory of this process into an object, in place, and back, while its threads stand still.
 
 use super::attributes::huge_page_advice;
+use super::extract::{Extract, Order};
 use super::huge::HugePages;
 use super::numa::Placement;
 use super::object::{Object, Objects};
@@ -83,6 +84,8 @@ pub(crate) fn restore_attributes(range: Range, attributes: &Attributes, prot: Pr
     let (start, len) = (range.start(), range.len());
     let advices = [
         (attributes.dont_fork, libc::MADV_DONTFORK),
+        (attributes.wipe_on_fork, libc::MADV_WIPEONFORK),
+        (attributes.mergeable, libc::MADV_MERGEABLE),
         (attributes.dont_dump, libc::MADV_DONTDUMP),
         (attributes.huge_pages == HugePageAdvice::Wanted, libc::MADV_HUGEPAGE),
         (attributes.huge_pages == HugePageAdvice::Refused, libc::MADV_NOHUGEPAGE),
@@ -98,6 +101,40 @@ pub(crate) fn restore_attributes(range: Range, attributes: &Attributes, prot: Pr
     }
     if attributes.locked {
         let _ = memory::lock(start, len);
+    }
+}
+
+/// What the application has asked for that does not show on memory that was private while it is adopted: shared memory cannot have it, or the
+/// library has it set on all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    pub(crate) dont_fork: bool,
+    wipe_on_fork: bool,
+    mergeable: bool,
+}
+
+impl Wishes {
+    pub(crate) fn of(attributes: &Attributes) -> Self {
+        let Attributes { dont_fork, wipe_on_fork, mergeable, .. } = *attributes;
+        Self { dont_fork, wipe_on_fork, mergeable }
+    }
+
+    /// The attributes that memory gets back which is private again, and was mapped with these.
+    pub(crate) fn granted(self, adopted: &Attributes) -> Attributes {
+        let Self { dont_fork, wipe_on_fork, mergeable } = self;
+        // Without the flag, the application has taken its wish back.
+        Attributes { dont_fork: dont_fork && adopted.dont_fork, wipe_on_fork, mergeable, ..*adopted }
+    }
+}
+
+/// The attributes of memory that is adopted. A child that comes without the library's knowledge (a raw `clone`, `_Fork`) would share what was
+/// private: it gets nothing of that.
+fn while_adopted(attributes: &Attributes, was_shared: bool) -> Attributes {
+    Attributes {
+        dont_fork: attributes.dont_fork || !was_shared,
+        wipe_on_fork: false,
+        mergeable: false,
+        ..*attributes
     }
 }
 
@@ -208,12 +245,15 @@ pub(crate) unsafe fn adopt(
     }
     mapped.map_err(undo)?;
     placement.give(range, policy);
-    restore_attributes(range, &attributes, vma.prot);
+    restore_attributes(range, &while_adopted(&attributes, vma.shared), vma.prot);
     if let Err(errno) = watchers.watch(range) {
         // SAFETY: the same promise: nothing runs.
-        let undone = unsafe { privatize(object, range, vma.prot, watchers, placement) };
+        let undone = unsafe { privatize(object, range, Order::CopyFirst, vma.prot, watchers, placement) };
         return Err(match undone {
-            Ok(()) => undo(Error::OutOfResources { call: "UFFDIO_REGISTER", errno }),
+            Ok(()) => {
+                restore_attributes(range, &attributes, vma.prot);
+                undo(Error::OutOfResources { call: "UFFDIO_REGISTER", errno })
+            }
             Err(error) => error,
         });
     }
@@ -230,11 +270,12 @@ pub(crate) unsafe fn adopt(
 pub(crate) unsafe fn privatize(
     object: &Object,
     range: Range,
+    order: Order,
     prot: ProtFlags,
     watchers: &Watchers,
     placement: &Placement,
 ) -> Result<()> {
-    privatize_moved(object, range, range, prot, watchers, placement)
+    privatize_from(object, range, range, order, prot, watchers, placement)
 }
 
 /// Puts private memory over `to` that has what the object has at `from`.
@@ -249,28 +290,45 @@ pub(crate) fn privatize_moved(
     watchers: &Watchers,
     placement: &Placement,
 ) -> Result<()> {
+    privatize_from(object, from, to, Order::TakeFirst, prot, watchers, placement)
+}
+
+fn privatize_from(
+    object: &Object,
+    from: Range,
+    to: Range,
+    order: Order,
+    prot: ProtFlags,
+    watchers: &Watchers,
+    placement: &Placement,
+) -> Result<()> {
     let all = ProtFlags::READ | ProtFlags::WRITE;
     // It is moved to `to` in the end.
     let staging = memory::map_agreeing(to.len(), to.start(), all).map_err(failed("mmap"))?;
-    let undo = |error: Error| {
+    let put_in_place = || {
+        // After the copy, so that the pages are where they were, not where the policy would have them.
+        if let Some(staging) = Range::new(staging, to.len()) {
+            placement.carry(to.start(), staging);
+        }
+        // SAFETY: narrows what may be done with the staging area, at most.
+        unsafe { memory::protect(staging, to.len(), prot) }.map_err(failed("mprotect"))?;
+        // Replacing a watched range would raise an event that this very thread would have to read.
+        watchers.forget(to).map_err(failed("UFFDIO_UNREGISTER"))?;
+        // SAFETY: the staging area has the bytes, and nobody writes to the range (callers see to that).
+        unsafe { memory::move_over(staging, to.len(), to.start()) }.map_err(failed("mremap")).inspect_err(
+            |_| {
+                let _ = watchers.watch(to);
+            },
+        )
+    };
+    // SAFETY: the staging area is ours, and as long.
+    let privatized = unsafe { Extract::take(object, from, to, staging, order, placement) }
+        .and_then(|extract| put_in_place().inspect_err(|_| extract.put_back()));
+    if privatized.is_err() {
         // SAFETY: the staging area is ours.
         let _ = unsafe { memory::unmap(staging, to.len()) };
-        error
-    };
-    copy_out(object, from, to, staging, placement).map_err(failed("pread")).map_err(undo)?;
-    // After the copy, so that the pages are where they were, not where the policy would have them.
-    if let Some(staging) = Range::new(staging, to.len()) {
-        placement.carry(to.start(), staging);
     }
-    // SAFETY: only narrows what may be done with the staging area.
-    unsafe { memory::protect(staging, to.len(), prot) }.map_err(failed("mprotect")).map_err(undo)?;
-    // Replacing a watched range would raise an event that this very thread would have to read.
-    watchers.forget(to).map_err(failed("UFFDIO_UNREGISTER")).map_err(undo)?;
-    // SAFETY: the staging area shows the same bytes, and nobody writes to the range (callers see to that).
-    unsafe { memory::move_over(staging, to.len(), to.start()) }.map_err(failed("mremap")).map_err(|error| {
-        let _ = watchers.watch(to);
-        undo(error)
-    })
+    privatized
 }
 
 /// Gives shared memory that was adopted a file of its own, with the same bytes: what a child of this process maps as well must not be in an
@@ -293,52 +351,27 @@ pub(crate) unsafe fn give_own_file(
     rustix::fs::ftruncate(&fd, range.len() as u64).map_err(failed("ftruncate"))?;
     let all = ProtFlags::READ | ProtFlags::WRITE;
     let view = memory::map(range.len(), all, MapFlags::SHARED, fd.as_fd(), 0).map_err(failed("mmap"))?;
-    let copied = copy_out(object, range, range, view, placement);
-    if let Some(view) = Range::new(view, range.len()) {
-        placement.carry(range.start(), view);
-    }
+    // SAFETY: the view is ours, and as long.
+    let given = unsafe { Extract::take(object, range, range, view, Order::TakeFirst, placement) }.and_then(
+        |extract| {
+            if let Some(view) = Range::new(view, range.len()) {
+                placement.carry(range.start(), view);
+            }
+            let put_in_place = || {
+                watchers.forget(range).map_err(failed("UFFDIO_UNREGISTER"))?;
+                // SAFETY: the file has the bytes, and nobody writes to the range.
+                unsafe { memory::map_over(range.start(), range.len(), prot, MapFlags::SHARED, fd.as_fd(), 0) }
+                    .map_err(failed("mmap"))
+                    .inspect_err(|_| {
+                        let _ = watchers.watch(range);
+                    })
+            };
+            put_in_place().inspect_err(|_| extract.put_back())
+        },
+    );
     // SAFETY: the view is ours.
     let _ = unsafe { memory::unmap(view, range.len()) };
-    copied.map_err(failed("pread"))?;
-    watchers.forget(range).map_err(failed("UFFDIO_UNREGISTER"))?;
-    // SAFETY: the file shows the same bytes, and nobody writes to the range.
-    unsafe { memory::map_over(range.start(), range.len(), prot, MapFlags::SHARED, fd.as_fd(), 0) }
-        .map_err(failed("mmap"))
-        .inspect_err(|_| {
-            let _ = watchers.watch(range);
-        })?;
-    Ok(fd)
-}
-
-/// Copies the pages that the object has in `range`, and that `mapped` maps, to the memory at `staging`.
-fn copy_out(
-    object: &Object,
-    range: Range,
-    mapped: Range,
-    staging: usize,
-    placement: &Placement,
-) -> SysResult<()> {
-    let mut rest = Some(range);
-    while let Some(data) = rest.and_then(|rest| object.next_data(rest)) {
-        let there = data.shifted(range.start(), mapped.start()).ok_or(Errno::INVAL)?;
-        placement.copy(there, |part| {
-            let mut done = part.start() - mapped.start();
-            let end = part.end() - mapped.start();
-            while done < end {
-                let offset = (range.start() + done) as u64;
-                // SAFETY: the staging area is the caller's own and as long as the range.
-                match unsafe { memory::read_to(object.own(), staging + done, end - done, offset) } {
-                    Ok(0) => return Err(Errno::IO),
-                    Ok(count) => done += count,
-                    Err(Errno::INTR) => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-            Ok(())
-        })?;
-        rest = Range::between(data.end(), range.end());
-    }
-    Ok(())
+    given.map(|()| fd)
 }
 
 /// Brings memory that `mremap` has moved to `to` from `from` back to where its address says, in `home`. The range that `vma` maps starts at
@@ -419,6 +452,14 @@ pub(crate) enum Origin {
 pub(crate) struct Backing {
     pub(crate) serial: u32,
     pub(crate) origin: Origin,
+    pub(crate) wishes: Wishes,
+}
+
+impl Backing {
+    /// By memory of which no more is known.
+    pub(crate) fn new(serial: u32, origin: Origin) -> Self {
+        Self { serial, origin, wishes: Wishes::default() }
+    }
 }
 
 /// Pushes the lower end of the main stack's mapping down, so that a part remains that the kernel can grow when the rest is adopted. The

@@ -20,10 +20,30 @@ struct Advice {
     set: fn(&mut Attributes),
 }
 
-const ADVICES: [Advice; 2] = [
+const ADVICES: [Advice; 4] = [
+    Advice {
+        given: libc::MADV_WIPEONFORK,
+        taken_back: libc::MADV_KEEPONFORK,
+        set: |found| found.wipe_on_fork = true,
+    },
+    Advice {
+        given: libc::MADV_MERGEABLE,
+        taken_back: libc::MADV_UNMERGEABLE,
+        set: |found| found.mergeable = true,
+    },
     Advice { given: libc::MADV_DONTFORK, taken_back: libc::MADV_DOFORK, set: |found| found.dont_fork = true },
     Advice { given: libc::MADV_DONTDUMP, taken_back: libc::MADV_DODUMP, set: |found| found.dont_dump = true },
 ];
+
+impl Advice {
+    fn take_back(&self, page: usize) -> SysResult<()> {
+        match memory::advise(page, PAGE, self.taken_back) {
+            // A kernel that merges no pages.
+            Err(Errno::INVAL) if self.given == libc::MADV_MERGEABLE => Ok(()),
+            done => done,
+        }
+    }
+}
 
 /// Protection keys of x86-64.
 const KEYS: u32 = 16;
@@ -56,14 +76,14 @@ pub(super) fn ask(maps: &Maps, addr: usize) -> SysResult<Attributes> {
         ..Attributes::default()
     };
     for advice in &ADVICES {
-        memory::advise(first, PAGE, advice.taken_back)?;
+        advice.take_back(first)?;
     }
     set_key(first, vma.prot, 0)?;
     if is_whole(maps, whole, first) {
         return Ok(found);
     }
     for advice in &ADVICES {
-        memory::advise(last, PAGE, advice.taken_back)?;
+        advice.take_back(last)?;
         if !is_whole(maps, rest, last) {
             (advice.set)(&mut found);
             memory::advise(last, PAGE, advice.given)?;
@@ -178,12 +198,14 @@ mod tests {
         let keys = [0].into_iter().chain(allocate_key());
         let mut all = Vec::new();
         for protection_key in keys {
-            for bits in 0..8 {
+            for bits in 0..32 {
                 for huge_pages in [HugePageAdvice::Neutral, HugePageAdvice::Wanted, HugePageAdvice::Refused] {
                     all.push(Attributes {
                         dont_fork: bits & 1 != 0,
                         dont_dump: bits & 2 != 0,
                         locked: bits & 4 != 0,
+                        wipe_on_fork: bits & 8 != 0,
+                        mergeable: bits & 16 != 0,
                         huge_pages,
                         protection_key,
                         ..Attributes::default()

@@ -503,7 +503,7 @@ impl Exporter {
         }
         // What the tables do not have has grown in place.
         let mut from = range.start();
-        let mut value = Backing { serial: object.serial, origin: Origin::Private };
+        let mut value = Backing::new(object.serial, Origin::Private);
         for span in self.backed.within(range).filter(|span| span.value.serial == object.serial) {
             survey.present.push(span)?;
             if let Some(range) = Range::between(from, span.range.start()) {
@@ -541,7 +541,7 @@ impl Exporter {
         let Some(all) = Range::between(vma.start, vma.end) else { return Ok(()) };
         let Some(to) = from.shifted(from.start(), all.start()) else { return Ok(()) };
         let known = gone.iter().find(|g| g.value.serial == serial && g.range.overlaps(from));
-        let value = known.map_or(Backing { serial, origin: Origin::Private }, |known| known.value);
+        let value = known.map_or(Backing::new(serial, Origin::Private), |known| known.value);
         let attributes = self.smaps.attributes(vma.start).unwrap_or_default();
         self.rehome_part(serial, value, from, to, vma, &attributes)?;
         // Behind it the mapping has grown, over offsets that are not its own.
@@ -562,7 +562,7 @@ impl Exporter {
         };
         if !domain.covers(to) {
             // It has left the segment: nobody may see it at the new address.
-            return self.make_private(serial, from, to, vma, attributes);
+            return self.make_private(backing, from, to, vma, attributes);
         }
         let home = self.objects.for_domain(domain, protected)?.serial;
         let (Some(source), Some(home)) = (self.objects.get(serial), self.objects.get(home)) else {
@@ -582,17 +582,17 @@ impl Exporter {
 
     fn make_private(
         &mut self,
-        serial: u32,
+        backing: Backing,
         from: Range,
         to: Range,
         vma: &Vma,
         attributes: &maps::Attributes,
     ) -> Result<()> {
-        let Some(object) = self.objects.get(serial) else {
+        let Some(object) = self.objects.get(backing.serial) else {
             return Ok(());
         };
         adopt::privatize_moved(object, from, to, vma.prot, &self.watchers, &self.placement)?;
-        adopt::restore_attributes(to, attributes, vma.prot);
+        adopt::restore_attributes(to, &backing.wishes.granted(attributes), vma.prot);
         Ok(())
     }
 

@@ -6,6 +6,8 @@ mod adopt;
 mod attributes;
 mod client;
 mod events;
+mod extract;
+mod fork;
 pub(crate) mod freeze;
 mod huge;
 mod notice;
@@ -14,6 +16,7 @@ mod object;
 mod pins;
 mod plan;
 mod private_files;
+mod programs;
 mod resolve;
 mod staging;
 mod status;
@@ -39,7 +42,6 @@ use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, Said, SysResult, procfs, thread};
 use adopt::{Backing, Origin};
 use client::Client;
-use core::ops::ControlFlow;
 use core::time::Duration;
 use events::{Move, Unfollowed};
 use freeze::{Freezer, Progress};
@@ -48,6 +50,7 @@ use notice::Notices;
 use numa::Placement;
 use object::{Object, Objects};
 use private_files::PrivateFiles;
+pub(crate) use programs::Programs;
 use staging::Stager;
 use status::Status;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -130,6 +133,7 @@ struct Postponed {
 pub(crate) struct Exporter {
     config: Config,
     kept_out: Option<Range>,
+    programs: Programs,
     creator: rights::Creator,
     segments: OwnVec<Segment>,
     last_segment: u32,
@@ -192,6 +196,7 @@ impl Exporter {
         Ok(Self {
             config,
             kept_out: None,
+            programs: Programs::default(),
             creator: rights::Creator::of_this_process(),
             segments: OwnVec::new(),
             last_segment: 0,
@@ -419,6 +424,11 @@ impl Exporter {
     /// Whether one more process can connect.
     pub(crate) fn has_room(&mut self) -> SysResult<()> {
         self.clients.reserve(1)
+    }
+
+    /// Names what the service thread itself runs on.
+    pub(crate) fn run_on(&mut self, programs: Programs) {
+        self.programs = programs;
     }
 
     /// Another process has connected. It must show that it knows the key.
@@ -733,13 +743,11 @@ impl Exporter {
                 }
                 Job::EvictIdle => self.evict_idle_objects(),
                 Job::Fork(fork) => {
-                    let everything = Range::between(0, self.objects.end());
-                    let adopted = |backing: Backing| !matches!(backing.origin, Origin::Copied(_));
-                    if let Some(Err(error)) = everything.map(|everything| self.evict(everything, adopted)) {
+                    if let Err(error) = self.prepare_fork() {
                         if self.fork_later(fork, &error) {
                             continue;
                         }
-                        log!(Error, "fork: the child shares memory that importers have attached: {error}");
+                        fork::log_loss(&error);
                     }
                     self.forking = true;
                     return Some(fork.ticket);
@@ -766,7 +774,7 @@ impl Exporter {
                 Job::Fork(fork) => {
                     let error = failed("stopping the threads of this process")(errno);
                     if !self.fork_later(fork, &error) {
-                        log!(Error, "fork: the child shares memory that importers have attached: {error}");
+                        fork::log_loss(&error);
                         calls.fail(fork.ticket, error);
                     }
                 }
@@ -806,6 +814,8 @@ impl Exporter {
                 let Some(piece) = mapped.filter(|_| object.is_at_home(&vma)) else {
                     continue;
                 };
+                let (piece, order) = self.programs.first_part(piece);
+                addr = piece.end();
                 let attributes = self.attributes_to_keep(piece);
                 // SAFETY: all threads stand still.
                 let moved = unsafe {
@@ -814,11 +824,11 @@ impl Exporter {
                             adopt::give_own_file(object, piece, vma.prot, &self.watchers, &self.placement);
                         fd.and_then(|fd| self.own_files.push(fd).map_err(failed("mmap")))
                     } else {
-                        adopt::privatize(object, piece, vma.prot, &self.watchers, &self.placement)
+                        adopt::privatize(object, piece, order, vma.prot, &self.watchers, &self.placement)
                     }
                 };
                 moved?;
-                adopt::restore_attributes(piece, &attributes, vma.prot);
+                adopt::restore_attributes(piece, &backing.wishes.granted(&attributes), vma.prot);
                 counters::count(Cell::Evictions);
                 counters::add(Cell::EvictedBytes, piece.len() as u64);
             }
@@ -863,57 +873,6 @@ impl Exporter {
             Err(errno) if is_passing(errno) => Err(failed("UFFDIO_REGISTER")(errno)),
             _ => Ok(()),
         }
-    }
-
-    /// Prepares for a fork; answers at once if no memory must become private first.
-    pub(crate) fn fork_begins(&mut self, ticket: Ticket) -> Option<Ticket> {
-        if let Err(error) = self.note_inherited() {
-            log!(Error, "noting what the child shares: {error}");
-        }
-        let adopted = self.backed.iter().any(|span| !matches!(span.value.origin, Origin::Copied(_)));
-        let fork = Fork { ticket, since: thread::time() };
-        if adopted {
-            let queued = self.jobs.push(Job::Fork(fork)).map_err(failed("mmap"));
-            if queued.is_ok() || queued.is_err_and(|error| self.fork_later(fork, &error)) {
-                return None;
-            }
-        }
-        self.forking = true;
-        Some(ticket)
-    }
-
-    /// Has a fork wait until its child can have a copy. False if it has waited for long enough.
-    fn fork_later(&mut self, fork: Fork, why: &Error) -> bool {
-        const LONGEST: Duration = Duration::from_secs(1);
-        let now = thread::time();
-        log!(Debug, "fork: no copy for the child yet: {why}");
-        let later = why.is_passing() && now.saturating_sub(fork.since) < LONGEST;
-        self.fork_due = later.then_some((fork, now.saturating_add(SOON)));
-        later
-    }
-
-    /// Notes the shared anonymous memory that a child is about to share: it must not be adopted as if it were this process's
-    /// alone.
-    fn note_inherited(&mut self) -> Result<()> {
-        let (objects, inherited) = (&self.objects, &mut self.inherited);
-        let mut result = Ok(());
-        self.maps
-            .each_vma(|vma, path| {
-                if let Some(file) = vma.file.filter(|_| vma.shared && path.ends_with(b" (deleted)"))
-                    && objects.of_file(file).is_none()
-                    && !inherited.contains(&file)
-                {
-                    result = inherited.push(file);
-                }
-                if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            })
-            .map_err(failed("read of /proc/thread-self/maps"))?;
-        result.map_err(failed("mmap"))
-    }
-
-    /// Whether the child has its copies, or there is no child.
-    pub(crate) fn fork_ends(&mut self) {
-        self.forking = false;
     }
 }
 

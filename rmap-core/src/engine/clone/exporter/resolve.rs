@@ -1,7 +1,7 @@
 //! Answering an importer that waits for a page.
 
 use super::super::protocol::{Access, Source};
-use super::adopt::{self, Adopted, Backing, Means, Origin};
+use super::adopt::{self, Adopted, Backing, Means, Origin, Wishes};
 use super::attributes;
 use super::client::Grant;
 use super::pins;
@@ -170,7 +170,7 @@ impl Exporter {
                 let domain = grant.range;
                 let serial =
                     self.with_room(None, |exporter| adopt::copy(&mut exporter.objects, domain, range))?;
-                let backing = Backing { serial, origin: Origin::Copied(file) };
+                let backing = Backing::new(serial, Origin::Copied(file));
                 self.backed.insert(range, backing).map_err(failed("mmap"))?;
                 if self.watchers.watches_any_mapping() {
                     self.watch(range)?;
@@ -366,7 +366,8 @@ impl Exporter {
             let Some(object) = self.objects.get(serial) else {
                 return Err(Error::Invalid("an object that is not there"));
             };
-            self.backed.insert(range, Backing { serial, origin }).map_err(failed("mmap"))?;
+            let backing = Backing { serial, origin, wishes: Wishes::of(&attributes) };
+            self.backed.insert(range, backing).map_err(failed("mmap"))?;
             let means = Means {
                 maps: &self.maps,
                 pagemap: &self.pagemap,

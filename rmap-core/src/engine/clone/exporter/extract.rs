@@ -1,0 +1,234 @@
+//! Taking pages out of an object such that nothing is lost that importers store meanwhile.
+//!
+//! A page that is copied first and taken from importers then loses what they have stored between the two. So it is taken first: a
+//! pipe holds the page while it leaves the file. From then on nobody reaches it but through the pipe, and what comes out is what was stored last.
+//!
+//! The kernel clears a part of a huge page that leaves the file for itself. So blocks leave whole, and of parts of blocks there is a copy
+//! from before: it counts where a page comes out as zeroes.
+
+use super::numa::Placement;
+use super::object::Object;
+use crate::error::{Result, failed};
+use crate::log::log;
+use crate::own::OwnVec;
+use crate::range::Range;
+use crate::sys::memory::{self, HUGE_PAGE, PAGE, ProtFlags};
+use crate::sys::pipe::Pipe;
+use crate::sys::{Errno, SysResult};
+
+/// A pipe that an ordinary user may have holds half a block (`/proc/sys/fs/pipe-max-size`).
+const PIPES: usize = 2;
+
+/// In which order pages leave an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Nothing that importers store is lost. For a moment nothing is mapped where the pages are.
+    TakeFirst,
+    /// The pages stay in the object as well, until the caller punches: for memory that the service thread itself needs.
+    CopyFirst,
+}
+
+/// Pages that have left an object, and are in memory of the library's now.
+#[derive(Debug)]
+pub(crate) struct Extract<'a> {
+    object: &'a Object,
+    /// The offsets that were to be taken.
+    from: Range,
+    /// Where the copy of the first is.
+    staging: usize,
+    /// Offsets of what was taken.
+    taken: OwnVec<Range>,
+}
+
+impl<'a> Extract<'a> {
+    /// Moves the pages that the object has in `from`, and that `mapped` maps, to the memory at `staging`. Who touches `mapped` before something else is
+    /// mapped there finds zeroes, unless they are copied first.
+    ///
+    /// # Errors
+    /// The object has its pages still, or again.
+    ///
+    /// # Safety
+    /// `staging` is as long as the range, and nobody else uses it.
+    pub(crate) unsafe fn take(
+        object: &'a Object,
+        from: Range,
+        mapped: Range,
+        staging: usize,
+        order: Order,
+        placement: &Placement,
+    ) -> Result<Self> {
+        let mut extract = Self { object, from, staging, taken: OwnVec::new() };
+        match extract.take_all(mapped, order, placement) {
+            Ok(()) => Ok(extract),
+            Err(errno) => {
+                extract.put_back();
+                Err(failed("taking pages out of a memfd")(errno))
+            }
+        }
+    }
+
+    fn take_all(&mut self, mapped: Range, order: Order, placement: &Placement) -> SysResult<()> {
+        let pipes = Pipes::new(self.from.len());
+        let mut rest = Some(self.from);
+        while let Some(data) = rest.and_then(|rest| self.object.next_data(rest)) {
+            let there = data.shifted(self.from.start(), mapped.start()).ok_or(Errno::INVAL)?;
+            placement.copy(there, |part| {
+                let part = part.shifted(mapped.start(), self.from.start()).ok_or(Errno::INVAL)?;
+                if order == Order::CopyFirst {
+                    return copy(self.object, part, self.place_of(part.start()));
+                }
+                let mut start = part.start();
+                while let Some(block) = Range::between(start, end_of_block(start).min(part.end())) {
+                    self.take_block(&pipes, block, mapped.start() + (start - self.from.start()))?;
+                    start = block.end();
+                }
+                Ok(())
+            })?;
+            rest = Range::between(data.end(), self.from.end());
+        }
+        Ok(())
+    }
+
+    fn place_of(&self, offset: usize) -> usize {
+        self.staging + (offset - self.from.start())
+    }
+
+    /// Takes a block, or what there is of it, which is mapped at `mapped`.
+    fn take_block(&mut self, pipes: &Pipes, block: Range, mapped: usize) -> SysResult<()> {
+        self.taken.reserve(1)?;
+        let place = self.place_of(block.start());
+        // Pages that were allocated and never touched are holes to a pipe, until somebody touches them: now, not in the middle.
+        let _ = memory::populate_for_loads(mapped, block.len());
+        let whole = block.len() == HUGE_PAGE;
+        // There must be room before the pages leave the object.
+        let populated = whole && memory::populate_for_stores(place, block.len()).is_ok();
+        if !populated {
+            copy(self.object, block, place)?;
+        }
+        let held = pipes.hold(self.object, block);
+        if !held && populated {
+            copy(self.object, block, place)?;
+        }
+        self.object.punch(block)?;
+        let _ = self.taken.push(block);
+        if held { pipes.release(block.len(), place, whole) } else { Ok(()) }
+    }
+
+    /// Gives the object its pages back. What is in the staging area then is of no use.
+    pub(crate) fn put_back(&self) {
+        for range in self.taken.iter() {
+            // SAFETY: the staging area is ours, and nobody uses it any more.
+            let _ = unsafe { memory::protect(self.place_of(range.start()), range.len(), ProtFlags::READ) };
+            let mut done = 0;
+            while done < range.len() {
+                let (addr, offset) = (self.place_of(range.start()) + done, (range.start() + done) as u64);
+                match memory::write_from(self.object.own(), addr, range.len() - done, offset) {
+                    Ok(count) if count > 0 => done += count,
+                    Err(Errno::INTR) => {}
+                    _ => {
+                        log!(Error, "{range} is lost: there is no memory");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn end_of_block(start: usize) -> usize {
+    (start + 1).next_multiple_of(HUGE_PAGE)
+}
+
+/// Copies a part of an object to memory of the library's.
+fn copy(object: &Object, range: Range, to: usize) -> SysResult<()> {
+    let mut done = 0;
+    while done < range.len() {
+        let offset = (range.start() + done) as u64;
+        // SAFETY: the target is in the staging area.
+        match unsafe { memory::read_to(object.own(), to + done, range.len() - done, offset) } {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// What holds a block on its way.
+#[derive(Debug)]
+struct Pipes {
+    all: [Option<Pipe>; PIPES],
+}
+
+impl Pipes {
+    /// For blocks of a range of this length.
+    fn new(len: usize) -> Self {
+        let each = HUGE_PAGE / PIPES;
+        let mut left = len.min(HUGE_PAGE);
+        let all = [(); PIPES].map(|()| {
+            let bytes = left.min(each);
+            left -= bytes;
+            (bytes > 0).then(|| Pipe::new(bytes).ok()).flatten()
+        });
+        Self { all }
+    }
+
+    /// Takes hold of all pages of a block. False if that is not possible: the pipes are empty then.
+    fn hold(&self, object: &Object, block: Range) -> bool {
+        let room: usize = self.all.iter().flatten().map(Pipe::capacity).sum();
+        if room < block.len() {
+            return false;
+        }
+        let mut start = block.start();
+        for pipe in self.all.iter().flatten() {
+            let mut room = pipe.capacity().min(block.end() - start);
+            while room > 0 {
+                match pipe.hold(object.own(), start as u64, room) {
+                    Ok(count) if count > 0 => (start, room) = (start + count, room - count),
+                    _ => break,
+                }
+            }
+        }
+        let held = start == block.end();
+        if !held {
+            self.empty();
+        }
+        held
+    }
+
+    /// Has all pages come out at `place`; in a part of a block, those that the kernel has not cleared.
+    fn release(&self, len: usize, place: usize, whole: bool) -> SysResult<()> {
+        let mut page = [0u64; PAGE / size_of::<u64>()];
+        let mut at = place;
+        for pipe in self.all.iter().flatten() {
+            let mut left = pipe.capacity().min(place + len - at);
+            while left > 0 {
+                let (to, most) =
+                    if whole { (at, left) } else { (page.as_mut_ptr().expose_provenance(), PAGE) };
+                // SAFETY: the staging area, of which so much is left, or the buffer.
+                let count = unsafe { pipe.copy_to(to, most) }?;
+                if count == 0 || !count.is_multiple_of(PAGE) {
+                    return Err(Errno::IO);
+                }
+                if !whole && page.iter().any(|word| *word != 0) {
+                    let target = core::ptr::with_exposed_provenance_mut::<u64>(at);
+                    // SAFETY: a page of the staging area, which nobody else uses.
+                    unsafe { target.copy_from_nonoverlapping(page.as_ptr(), page.len()) };
+                }
+                (at, left) = (at + count, left - count);
+            }
+        }
+        Ok(())
+    }
+
+    fn empty(&self) {
+        let mut page = [0u64; PAGE / size_of::<u64>()];
+        for pipe in self.all.iter().flatten() {
+            // SAFETY: the buffer is here.
+            while unsafe { pipe.copy_to(page.as_mut_ptr().expose_provenance(), PAGE) }
+                .is_ok_and(|count| count > 0)
+            {}
+        }
+    }
+}
