@@ -10,7 +10,7 @@
 #   TRANSPORT  xpmem       through libxpmem.so.0 of XPMEM_PREFIX
 #              cma         process_vm_readv and process_vm_writev
 #              copy        copy in and out of a shared segment
-#   PROGRAM    a name from programs/
+#   PROGRAM    a name from programs/; one in Python with its .py
 #
 # Exit status: that of the job; 124 if it took longer than MPI_TIMEOUT seconds (default 120); 3 if it ended well but the
 # runtime did not show that it used TRANSPORT. The last line, "proof: ...", is the runtime's own statement.
@@ -26,10 +26,16 @@ consumer=$1 transport=$2 np=$3 program=$4
 shift 4
 case $transport in xpmem | cma | copy) ;; *) die "no transport $transport" ;; esac
 case $consumer in
-ompi-*) binary=$CACHE/bin/ompi/$program ;;
-mpich-ucx) binary=$CACHE/bin/mpich/$program ;;
-impi) binary=$CACHE/bin/impi/$program ;;
+ompi-*) binary=$CACHE/bin/ompi/$program python_abi=openmpi python_library=libmpi.so.40 ;;
+mpich-ucx) binary=$CACHE/bin/mpich/$program python_abi=mpich python_library=libmpich.so.12 ;;
+impi) binary=$CACHE/bin/impi/$program python_abi=mpich python_library=$CACHE/impi/lib/libmpi.so.12 ;;
 *) die "no consumer $consumer" ;;
+esac
+case $program in
+*.py)
+    binary=$CACHE/python/bin/python
+    set -- "$here/programs/$program" "$@"
+    ;;
 esac
 [ -x "$binary" ] || die "no $binary (run setup.sh first)"
 [ -e "$XPMEM_PREFIX/lib/libxpmem.so.0" ] || die "no $XPMEM_PREFIX/lib/libxpmem.so.0"
@@ -130,6 +136,14 @@ impi)
     copy) export I_MPI_SHM_XPMEM=0 I_MPI_SHM_CMA=0 ;;
     esac
     launch=("$CACHE/impi/bin/mpiexec.hydra" -n "$np")
+    ;;
+esac
+
+case $program in
+*.py)
+    # mpi4py is built for all of them and opens the one that is named.
+    export MPI4PY_MPIABI=$python_abi MPI4PY_LIBMPI=$python_library PYTHONDONTWRITEBYTECODE=1
+    [ "$consumer" != mpich-ucx ] || export LD_LIBRARY_PATH=$CACHE/python/mpich:$LD_LIBRARY_PATH
     ;;
 esac
 

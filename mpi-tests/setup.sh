@@ -4,6 +4,7 @@
 #   vader     the shared-memory component of Debian's Open MPI 4.1, from Debian's unmodified source, configured with XPMEM
 #   ucx       the XPMEM transport of Debian's UCX 1.13, from Debian's unmodified source
 #   impi      Intel MPI from PyPI (nothing to compile; it opens libxpmem.so.0 by itself)
+#   python    mpi4py from PyPI (nothing to compile; it opens the library of each MPI)
 #   programs  the test programs of this folder, once per MPI
 #
 #   setup.sh [plots] [profile]
@@ -22,6 +23,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 IMPI_VERSION=2021.19.0
+MPI4PY_VERSION=4.1.2
 PACKAGES=(openmpi-bin libopenmpi-dev mpich libmpich-dev libucx-dev ucx-utils gcc libc6-dev make autoconf automake libtool
     pkg-config dpkg-dev xz-utils bzip2 python3 python3-venv ca-certificates)
 for more in "$@"; do
@@ -116,7 +118,7 @@ link_prefix() {
 build_vader() {
     local version key work multiarch ompi
     version=$(dpkg-query -W -f '${source:Version}' libopenmpi-dev)
-    key="openmpi $version $HEADER_SUM"
+    key="openmpi $version $HEADER_SUM cx16"
     ! is_done vader "$key" || return 0
     say "building the vader component of Open MPI $version"
     work=$CACHE/work/vader
@@ -129,7 +131,8 @@ build_vader() {
     printf '%s\n' '#include_next <opal_config.h>' '#undef OPAL_BTL_VADER_HAVE_XPMEM' \
         '#define OPAL_BTL_VADER_HAVE_XPMEM 1' '#define HAVE_XPMEM_H 1' >inc/opal_config.h
     cd openmpi-*/opal/mca/btl/vader
-    logged vader gcc -O2 -w -std=gnu99 -fPIC -shared -pthread -DHAVE_CONFIG_H -I"$work/inc" -I"$XPMEM_PREFIX/include" \
+    # With threads Open MPI's lists need an atomic operation on 16 bytes, in line.
+    logged vader gcc -O2 -mcx16 -w -std=gnu99 -fPIC -shared -pthread -DHAVE_CONFIG_H -I"$work/inc" -I"$XPMEM_PREFIX/include" \
         -I"$ompi/include/openmpi" -I"$ompi/include" -I../../../.. btl_vader_*.c -o "$CACHE/vader/mca_btl_vader.so" \
         -L"$ompi/lib" -L"$XPMEM_PREFIX/lib" -lopen-pal -lxpmem
     printf '%s\n' "$ompi/lib/openmpi3" >"$CACHE/vader/components"
@@ -174,6 +177,20 @@ install_impi() {
     mark_done impi "$key"
 }
 
+install_mpi4py() {
+    local key="mpi4py $MPI4PY_VERSION mpich $(/usr/bin/python3 --version) $CACHE"
+    ! is_done python "$key" || return 0
+    say "installing mpi4py $MPI4PY_VERSION"
+    rm -rf "$CACHE/python"
+    logged python /usr/bin/python3 -m venv "$CACHE/python"
+    local pip=("$CACHE/python/bin/pip" install -q --no-deps --only-binary :all: "mpi4py==$MPI4PY_VERSION")
+    "${pip[@]}" >>"$CACHE/log/python" 2>&1 || logged python "${pip[@]}"
+    # It looks for MPICH's library by the name that MPICH, but not Debian, gives it.
+    mkdir "$CACHE/python/mpich"
+    ln -s "/usr/lib/$(dpkg-architecture -qDEB_HOST_MULTIARCH)/libmpich.so.12" "$CACHE/python/mpich/libmpi.so.12"
+    mark_done python "$key"
+}
+
 build_programs() {
     local key name
     key="$(cat "$here"/programs/*.[ch] | sha256sum) $(cat "$CACHE"/{vader,ucx,impi}.stamp | sha256sum) $(gcc -dumpfullversion)"
@@ -206,5 +223,6 @@ HEADER_SUM=$(gcc -E -P "$XPMEM_PREFIX/include/xpmem.h" | sha256sum | cut -c1-16)
 build_vader
 build_ucx
 install_impi
+install_mpi4py
 build_programs
 say "ready in $CACHE"
