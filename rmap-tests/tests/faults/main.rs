@@ -16,6 +16,36 @@ use std::{
 /// How long a test goes on with further calls.
 const TIME: Duration = Duration::from_secs(15);
 
+/// What has failed once, or others like it: these come first.
+const FOUND: [&str; 26] = [
+    "Exporter/Application/eventfd2/0/Fail(24)",
+    "Exporter/Service/accept4/0/Fail(12)",
+    "Exporter/Service/accept4/1/Fail(23)",
+    "Exporter/Service/EPOLL_CTL_ADD/12/Fail(12)",
+    "Exporter/Service/EPOLL_CTL_ADD/14/Fail(28)",
+    "Exporter/Service/EPOLL_CTL_ADD/15/Kill",
+    "Exporter/Service/FALLOC_FL_PUNCH_HOLE/17/Fail(4)",
+    "Exporter/Service/MADV_DONTFORK/32/Fail(12)",
+    "Exporter/Service/UFFDIO_REGISTER/9/Fail(12)",
+    "Exporter/Service/UFFDIO_UNREGISTER/8/Fail(12)",
+    "Exporter/Service/UFFDIO_UNREGISTER/22/Fail(12)",
+    "Exporter/Service/UFFDIO_UNREGISTER/36/Fail(12)",
+    "Exporter/Service/clone/4/Fail(11)",
+    "Exporter/Service/getdents64/9/Fail(12)",
+    "Exporter/Service/mmap of a file/48/Fail(11)",
+    "Exporter/Service/mmap of memory/5/Fail(12)",
+    "Exporter/Service/mmap of memory/8/Fail(12)",
+    "Exporter/Service/mmap over/3/Fail(12)",
+    "Exporter/Service/mmap over/5/Fail(12)",
+    "Exporter/Service/pwrite64/1/Fail(28)",
+    "Exporter/Service/write/9/Stop",
+    "Importer/Service/UFFDIO_REGISTER/2/Fail(12)",
+    "Importer/Service/read/17/Fail(12)",
+    "Importer/Service/sendmsg/0/Fail(105)",
+    "Importer/Service/sendmsg/2/Fail(12)",
+    "Importer/Sibling/mremap/1/Fail(12)",
+];
+
 /// What a call may say for want of something, or because the moment is bad.
 fn errnos(call: &str) -> &'static [i32] {
     match call {
@@ -61,21 +91,18 @@ fn count(calls: &[Call]) -> BTreeMap<Call, usize> {
     counts
 }
 
-/// All cases, those first that differ most.
+/// All cases: those that are known, and then those first that differ most.
 fn cases(side: Side, calls: &[Call], blows: impl Fn(&str) -> Vec<Blow>) -> Vec<Case> {
     let mut random = Random::new(seed());
     let mut cases = Vec::new();
     for (call, count) in count(calls) {
         for blow in blows(&call.name) {
-            // The first and the last, and then the others in random order.
-            let mut order = random.order(count);
-            order.sort_by_key(|nth| *nth != 0 && *nth + 1 != count);
-            for (rank, nth) in order.into_iter().enumerate() {
+            for (rank, nth) in random.order(count).into_iter().enumerate() {
                 cases.push((rank, random.number(), Case { side, call: call.clone(), nth, blow }));
             }
         }
     }
-    cases.sort_by_key(|(rank, number, _)| (*rank, *number));
+    cases.sort_by_key(|(rank, number, case)| (!FOUND.contains(&describe(case).as_str()), *rank, *number));
     cases.into_iter().map(|(_, _, case)| case).collect()
 }
 

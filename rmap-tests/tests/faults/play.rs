@@ -85,7 +85,12 @@ pub(crate) fn play(side: Side, case: Option<&Case>) -> Outcome {
     let log = Log::new();
     let setup = Setup::logging("debug", &log).leading();
     let [mut exporter, mut importer] = [(); 2].map(|()| stage.actor_with(&setup));
-    let groups = vec![exporter.pid(), importer.pid()];
+    let mut groups = vec![exporter.pid(), importer.pid()];
+    // Also one alone.
+    let alone = usize::from(side == Side::Importer);
+    if case.is_some_and(|case| case.nth % 3 == 2) {
+        groups = vec![groups[alone]];
+    }
     let blow = case.map(|case| case.blow);
     let plan = case.map(|Case { call, nth, blow, .. }| Plan {
         call: call.clone(),
