@@ -1,6 +1,6 @@
 //! `rmap info`, `rmap ls` and `rmap attach`, the real program, beside other processes.
 
-use rmap_tests::{Actor, PAGE, Stage, is_root, skip};
+use rmap_tests::{Actor, PAGE, Setup, Stage, is_root, skip};
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -39,6 +39,32 @@ fn info_says_what_is_missing_and_how_to_get_it() {
     let output = rmap(&["info", "--json"]).env("RMAP_DISABLE", "1").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(json(&output)["served"], false);
+}
+
+#[test]
+fn ls_finds_processes_of_another_network_by_their_directory() {
+    let name = "ls_finds_processes_of_another_network_by_their_directory";
+    let stage = Stage::new(name, 60);
+    let directory = std::env::temp_dir().join(format!("rmap-ls-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let place = directory.to_str().unwrap();
+    let exporter = stage.contained(&Setup::with_env("RMAP_RENDEZVOUS", place), libc::CLONE_NEWNET);
+    let seen = exporter.map(|mut exporter| {
+        let segid = exporter.make_all();
+        let pid = exporter.pid().to_string();
+        let ls = |place: &str| {
+            json(&rmap(&["ls", "--json", &pid]).env("RMAP_RENDEZVOUS", place).output().unwrap())
+        };
+        (segid, ls(place), ls(""))
+    });
+    std::fs::remove_dir_all(&directory).unwrap();
+    match seen {
+        Err(why) => skip(name, &why),
+        Ok((segid, with, without)) => {
+            assert_eq!(with[0]["segments"][0]["id"], segid, "{with}");
+            assert_eq!(without.as_array().map(Vec::len), Some(0), "{without}");
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the environment sets, read once when the library first needs it.
 
-use crate::engine::Kind;
+use crate::engine::{Kind, directory};
 use crate::features::Feature;
 use crate::log::log;
 use core::time::Duration;
@@ -25,6 +25,7 @@ const WINDOW_LIMIT: usize = 1024;
 
 impl Config {
     pub(crate) fn from_environment() -> Self {
+        directory::set_from_environment();
         let text = |name| std::env::var(name).unwrap_or_default();
         let seconds = text("RMAP_PEER_TIMEOUT").parse().ok().filter(|s: &f64| s.is_finite() && *s > 0.0);
         Self {

@@ -44,7 +44,7 @@ pub use log::Log;
 pub use maps::{
     Mapping, maps, maps_if_alive, parent_of, state_of, task_blocked_in, tasks, vm_flags, waits_for_page,
 };
-pub use namespaces::Ids;
+pub use namespaces::{Contained, Ids};
 pub use random::{Random, rounds, seed, soak};
 pub use stage::{BOARD_LEN, Board, Stage};
 pub use supervisor::{Action, Call, Caller, Plan, Supervisor, Watch};

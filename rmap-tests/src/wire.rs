@@ -17,6 +17,7 @@ use nix::{
 use std::{
     io::{IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    path::Path,
     time::Duration,
 };
 
@@ -218,8 +219,21 @@ impl Door {
     ///
     /// `EADDRINUSE` if that process lives.
     pub fn named_like(id: i64) -> Result<Self, Errno> {
+        Self::bound(&address(&socket_name(id)), id)
+    }
+
+    /// Listens at a path.
+    ///
+    /// # Panics
+    ///
+    /// If it is too long, or taken.
+    pub fn at(path: &Path, id: i64) -> Self {
+        Self::bound(&UnixAddr::new(path).expect("a short path"), id).expect("a free path")
+    }
+
+    fn bound(address: &UnixAddr, id: i64) -> Result<Self, Errno> {
         let socket = seqpacket(SockFlag::empty());
-        bind(socket.as_raw_fd(), &address(&socket_name(id)))?;
+        bind(socket.as_raw_fd(), address)?;
         listen(&socket, Backlog::new(100)?)?;
         Ok(Self { socket, id })
     }

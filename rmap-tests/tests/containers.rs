@@ -1,7 +1,7 @@
 //! Processes in different namespaces: who they are to each other, and what they find of each other.
 
-use libc::{CLONE_NEWIPC, CLONE_NEWUSER};
-use rmap_tests::{Actor, Engine, PAGE, RDONLY, RDWR, Setup, Stage, is_root, skip};
+use libc::{CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS};
+use rmap_tests::{Actor, Contained, Engine, Log, PAGE, RDONLY, RDWR, Setup, Stage, compare, is_root, skip};
 
 /// Ids that no account has.
 const USERS: [u32; 3] = [64_001, 64_002, 64_003];
@@ -259,4 +259,171 @@ fn system_v_memory_of_another_ipc_namespace() {
     neighbour.check(here, 4, 100);
     neighbour.fill(here, 4, 200);
     exporter.check(address, 4, 200);
+}
+
+const PAGES: usize = 64;
+
+/// What is shared, followed, forked and revoked everywhere.
+fn work(exporter: &mut Actor, importer: &mut Actor) {
+    let address = exporter.anon(PAGES * PAGE);
+    exporter.fill(address, PAGES, 20);
+    let segid = exporter.make_all();
+    let apid = importer.get(segid);
+    let here = importer.attach(apid, address, PAGES * PAGE);
+    importer.check(here, PAGES, 20);
+    importer.fill(here, 8, 400);
+    exporter.check(address, 8, 400);
+    // A thread of the importer waits for memory that comes, and gets a signal where none is.
+    exporter.munmap(address + 16 * PAGE, 16 * PAGE);
+    assert!(importer.load(here + 20 * PAGE).unwrap_err().is_hole_at(here + 20 * PAGE));
+    exporter.anon_at(address + 16 * PAGE, 16 * PAGE);
+    exporter.fill(address + 16 * PAGE, 16, 700);
+    importer.check(here + 16 * PAGE, 16, 700);
+    compare(exporter, importer, address, here, PAGES).unwrap();
+    // A file.
+    let file = exporter.memfd(4 * PAGE);
+    let mapped = exporter.mmap(0, 4 * PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file, 0);
+    exporter.fill(mapped, 4, 900);
+    let shown = importer.attach(apid, mapped, 4 * PAGE);
+    importer.check(shown, 4, 900);
+    exporter.munmap(mapped, 4 * PAGE);
+    assert!(importer.load(shown).unwrap_err().is_hole_at(shown));
+    assert_eq!(importer.release(apid), Ok(0));
+    assert_eq!(exporter.remove(segid), Ok(0));
+}
+
+/// Both ways between a process inside and one outside, and between two containers.
+fn works_with(name: &str, namespaces: i32) {
+    let stage = Stage::new(name, 120);
+    let start = || stage.contained(&Setup::default(), namespaces);
+    let (mut inside, mut other): (Contained, Contained) = match (start(), start()) {
+        (Ok(inside), Ok(other)) => (inside, other),
+        (Err(why), _) | (_, Err(why)) => return skip(name, &why),
+    };
+    let mut outside = stage.actor();
+    work(&mut inside, &mut outside);
+    work(&mut outside, &mut inside);
+    work(&mut inside, &mut other);
+}
+
+#[test]
+fn separate_pid_namespaces() {
+    works_with("separate_pid_namespaces", CLONE_NEWPID);
+}
+
+#[test]
+fn separate_mount_namespaces() {
+    works_with("separate_mount_namespaces", CLONE_NEWNS);
+}
+
+#[test]
+fn separate_ipc_and_uts_namespaces() {
+    works_with("separate_ipc_and_uts_namespaces", CLONE_NEWIPC | CLONE_NEWUTS);
+}
+
+#[test]
+fn separate_user_namespaces_of_one_user() {
+    works_with("separate_user_namespaces_of_one_user", CLONE_NEWUSER);
+}
+
+#[test]
+fn everything_separate_but_the_network() {
+    let all = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS;
+    works_with("everything_separate_but_the_network", all);
+}
+
+#[test]
+fn separate_networks_do_not_meet() {
+    let name = "separate_networks_do_not_meet";
+    let stage = Stage::new(name, 60);
+    let mut inside = match stage.contained(&Setup::default(), CLONE_NEWNET) {
+        Ok(inside) => inside,
+        Err(why) => return skip(name, &why),
+    };
+    if Engine::of_actors() == Engine::Driver {
+        return skip(name, "the driver does not ask for networks");
+    }
+    let (segid, _) = segment(&mut inside, 1, 0o600);
+    assert_eq!(stage.actor().try_get(segid, RDWR), Err(libc::ENOENT));
+    // Its own it finds.
+    inside.get(segid);
+}
+
+#[test]
+fn different_names_of_one_user() {
+    let name = "different_names_of_one_user";
+    if !is_root() {
+        return skip(name, "only root can give users several names");
+    }
+    let stage = Stage::new(name, 120);
+    // The same user is 0 in one container and 7 in another.
+    let inside = |number: u32| {
+        let mut actor = stage.actor();
+        actor.unshare(CLONE_NEWUSER)?;
+        actor.map_ids(
+            &[(number, USERS[0], 1), (9, USERS[1], 1)],
+            &[(number, GROUPS[0], 1), (9, GROUPS[1], 1)],
+        );
+        actor.become_user(number, number);
+        Ok::<_, i32>(actor)
+    };
+    let (mut root, mut seven) = match (inside(0), inside(7)) {
+        (Ok(root), Ok(seven)) => (root, seven),
+        (Err(errno), _) | (_, Err(errno)) => {
+            return skip(name, &format!("user namespaces are refused: errno {errno}"));
+        }
+    };
+    let mut outside = stage.actor_with(&user(0));
+    work(&mut root, &mut seven);
+    work(&mut seven, &mut root);
+    work(&mut seven, &mut outside);
+    work(&mut outside, &mut root);
+    // Another user that has the same number in one as this one has in the other.
+    let (segid, _) = segment(&mut seven, 1, 0o600);
+    expect_denied(&mut stage.actor_with(&user(1)), segid);
+}
+
+#[test]
+fn a_proc_of_another_pid_namespace() {
+    let name = "a_proc_of_another_pid_namespace";
+    let stage = Stage::new(name, 60);
+    let log = Log::new();
+    let mut first = stage.actor_with(&Setup::logging("error", &log));
+    let user = if is_root() { 0 } else { CLONE_NEWUSER };
+    if let Err(errno) = first.unshare(CLONE_NEWPID | user) {
+        return skip(name, &format!("pid namespaces are refused: errno {errno}"));
+    }
+    if Engine::of_actors() != Engine::Clone {
+        return skip(name, "only the clone engine needs /proc");
+    }
+    // Its threads have other numbers in the /proc that it sees: it must not take those of others for its own.
+    let mut inside = first.fork();
+    assert_eq!(inside.xpmem("version"), Err(libc::ENOENT));
+    assert_eq!(inside.try_make(0, PAGE, 0o600), Err(libc::ENOENT));
+    let lines = log.lines_with(" error: this process cannot be served: ");
+    assert_eq!(lines.len(), 1, "{}", log.text());
+    assert!(lines[0].contains("pid namespace"), "{lines:?}");
+}
+
+#[test]
+fn peers_that_cannot_be_seen() {
+    let name = "peers_that_cannot_be_seen";
+    if !is_root() {
+        return skip(name, "only root can run processes of several users");
+    }
+    if Engine::of_actors() == Engine::Driver {
+        return skip(name, "the driver does not look for processes");
+    }
+    let stage = Stage::new(name, 60);
+    // The exporter does not see root outside: so it cannot tell what root may, and yields nothing but what the mode allows.
+    let mut inside = match stage.contained(&Setup::default(), CLONE_NEWPID) {
+        Ok(inside) => inside,
+        Err(why) => return skip(name, &why),
+    };
+    inside.become_user(USERS[0], GROUPS[0]);
+    let (segid, address) = segment(&mut inside, 10, 0o600);
+    expect_denied(&mut stage.actor(), segid);
+    expect_shared(&mut stage.actor_with(&user(0)), segid, &mut inside, address, 10);
+    let (segid, address) = segment(&mut inside, 20, 0o606);
+    expect_shared(&mut stage.actor(), segid, &mut inside, address, 20);
 }

@@ -14,6 +14,7 @@
 //! ([`rendezvous`]), speak one [`protocol`] and have one idea of [`rights`].
 
 pub(crate) mod clone;
+pub(crate) mod directory;
 pub(crate) mod driver;
 pub(crate) mod mirror;
 mod protocol;

@@ -1,11 +1,14 @@
-//! Where processes meet: an engine listens on an abstract Unix socket, and who has an id of its segments can tell the socket's name.
+//! Where processes meet: an engine listens on an abstract Unix socket, and on one in a directory if there is one for that. Who has an id of
+//! its segments can tell the sockets' name.
 
 use super::Kind;
+use super::directory::Directory;
 use super::secret::{Key, NAME_LEN};
 use crate::error::{Error, Result, failed};
 use crate::id::Endpoint;
+use crate::log::log;
 use crate::sys::{Errno, SysResult, socket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The name of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,9 +32,50 @@ impl Name {
         if self.0[5] == b'm' { Kind::Mirror } else { Kind::Clone }
     }
 
+    /// Whether it is one of the names, a sixteenth of all, that a number stands for.
+    pub(crate) fn is_chosen(self, choice: u64) -> bool {
+        self.0[NAME_LEN - 1] == b"0123456789abcdef"[(choice & 15) as usize]
+    }
+
+    /// Connects; waits for room if that is said. What is in the directory comes first: nobody can take it from there.
+    fn connect(self, wait: bool) -> SysResult<OwnedFd> {
+        if let Some(directory) = Directory::open() {
+            match directory.connect(&self, wait) {
+                Err(Errno::NOENT | Errno::CONNREFUSED) => {}
+                connected => return connected,
+            }
+        }
+        if wait { socket::connect(&self.0) } else { socket::connect_at_once(&self.0) }
+    }
+
     /// Connects, without waiting.
     pub(crate) fn connect_at_once(self) -> SysResult<OwnedFd> {
-        socket::connect_at_once(&self.0)
+        self.connect(false)
+    }
+}
+
+/// Where an engine listens.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    /// For who is in the same network namespace.
+    pub(crate) by_name: OwnedFd,
+    /// For who has the directory.
+    in_directory: Option<OwnedFd>,
+}
+
+/// How many there may be.
+pub(crate) const DOORS: u64 = 2;
+
+impl Doors {
+    /// The socket of a door, if there is one.
+    pub(crate) fn listener(&self, door: u64) -> Option<BorrowedFd<'_>> {
+        self.listeners().find_map(|(number, listener)| (number == door).then_some(listener))
+    }
+
+    /// The sockets that somebody may knock at, and their numbers.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = (u64, BorrowedFd<'_>)> {
+        let all = [Some(&self.by_name), self.in_directory.as_ref()];
+        (0..DOORS).zip(all).filter_map(|(number, listener)| Some((number, listener?.as_fd())))
     }
 }
 
@@ -53,15 +97,29 @@ pub(crate) fn random() -> Result<u64> {
 }
 
 /// Draws what the ids of an engine of this process have in common, and listens there.
-pub(crate) fn listen(kind: Kind) -> Result<(Endpoint, Key, OwnedFd)> {
+pub(crate) fn listen(kind: Kind) -> Result<(Endpoint, Key, Doors)> {
+    let directory = Directory::open();
+    if let Some(directory) = &directory {
+        directory.sweep(random()?);
+    }
     loop {
         let endpoint = Endpoint::from_random(kind, random()?);
         let key = Key::of(endpoint.to_raw());
-        match socket::listen(&Name::of(kind, key).0) {
-            Ok(fd) => return Ok((endpoint, key, fd)),
-            Err(Errno::ADDRINUSE) => {}
+        let name = Name::of(kind, key);
+        let by_name = match socket::listen(&name.0) {
+            Ok(fd) => fd,
+            Err(Errno::ADDRINUSE) => continue,
             Err(errno) => return Err(failed("bind of a Unix socket")(errno)),
-        }
+        };
+        let in_directory = match directory.as_ref().map(|directory| directory.listen(&name)).transpose() {
+            Ok(fd) => fd,
+            Err(Errno::ADDRINUSE) => continue,
+            Err(errno) => {
+                log!(Error, "no socket can be made in the directory of RMAP_RENDEZVOUS: {errno}");
+                None
+            }
+        };
+        return Ok((endpoint, key, Doors { by_name, in_directory }));
     }
 }
 
@@ -71,7 +129,7 @@ pub(crate) fn listen(kind: Kind) -> Result<(Endpoint, Key, OwnedFd)> {
 /// [`Error::NoSuchId`] if nobody has it.
 pub(crate) fn connect(endpoint: Endpoint) -> Result<(Key, OwnedFd)> {
     let key = Key::of(endpoint.to_raw());
-    let connected = socket::connect(&Name::of(endpoint.kind(), key).0);
+    let connected = Name::of(endpoint.kind(), key).connect(true);
     connected.map(|socket| (key, socket)).map_err(|errno| match errno {
         Errno::CONNREFUSED | Errno::NOENT | Errno::CONNRESET => Error::NoSuchId,
         Errno::ACCESS | Errno::PERM => Error::Denied,

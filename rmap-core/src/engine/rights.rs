@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 /// The numbers that may stand for several users, or groups, in the user namespace of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shared {
-    user: Option<u32>,
+    pub(crate) user: Option<u32>,
     group: Option<u32>,
 }
 
@@ -150,7 +150,11 @@ impl Creator {
                 // It was that process all the time if it still is.
                 pid.is_some_and(yields) && procfs::number_of(&handle) == pid
             }
-            Err(Errno::NOPROTOOPT) => party.pid != 0 && procfs::numbers_as_here() && yields(party.pid),
+            Err(Errno::NOPROTOOPT) => {
+                let mut buffer = [0; 4096];
+                let status = procfs::read_small(c"/proc/thread-self/status", &mut buffer);
+                party.pid != 0 && status.is_ok_and(procfs::numbers_as_here) && yields(party.pid)
+            }
             Err(_) => false,
         }
     }

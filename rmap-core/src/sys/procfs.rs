@@ -86,12 +86,13 @@ fn number_in(text: &[u8]) -> Option<u32> {
     core::str::from_utf8(value).ok()?.parse().ok().filter(|pid| *pid != 0)
 }
 
-/// Whether `/proc` numbers processes as this process sees them: it may be that of another pid namespace.
-pub(crate) fn numbers_as_here() -> bool {
-    let mut buffer = [core::mem::MaybeUninit::uninit(); 16];
-    let own = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
-    rustix::fs::readlinkat_raw(rustix::fs::CWD, c"/proc/self", &mut buffer)
-        .is_ok_and(|(name, _)| number(name, 10) == u64::from(own))
+/// Whether `/proc`, which has said this about the calling thread, numbers processes as that sees them: in each pid namespace, from that of `/proc`
+/// to its own, a thread has another number.
+pub(crate) fn numbers_as_here(status: &[u8]) -> bool {
+    let line = status.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"));
+    line.is_some_and(|numbers| {
+        numbers.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).count() == 1
+    })
 }
 
 /// Whether this process may look at another as its own user may (`ptrace(2)`): it is in the same user namespace, and all its users and
@@ -226,6 +227,13 @@ mod tests {
         assert_eq!(field(text, b"VmPin:", 10), Some(12));
         assert_eq!(field(text, b"SigBlk:", 16), Some(0x40));
         assert_eq!(field(text, b"VmLck:", 10), None);
+    }
+
+    #[test]
+    fn a_proc_of_another_namespace_has_more_numbers() {
+        assert!(numbers_as_here(b"Pid:\t7\nNSpid:\t7\nNSpgid:\t7\n"));
+        assert!(!numbers_as_here(b"Pid:\t700\nNSpid:\t700\t7\n"));
+        assert!(!numbers_as_here(b"Pid:\t7\n"));
     }
 
     #[test]

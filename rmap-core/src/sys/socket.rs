@@ -1,5 +1,4 @@
-//! Unix sockets of whole messages with descriptors, in the abstract namespace: nothing is left on a file
-//! system.
+//! Unix sockets of whole messages with descriptors.
 
 use super::features::Feature;
 use super::{Errno, SysResult};
@@ -33,6 +32,18 @@ pub(crate) fn listen(name: &[u8]) -> SysResult<OwnedFd> {
     listen_with(name, |fd| {
         // Nothing can be done about it before Linux 6.16.
         let _ = refuse_descriptors(fd);
+        Ok(())
+    })
+}
+
+/// Listens at a path. Its file has no mode: nobody can connect before it is given one.
+///
+/// # Errors
+/// `EADDRINUSE` if the path is taken.
+pub(crate) fn listen_without_mode(path: &[u8]) -> SysResult<OwnedFd> {
+    listen_with(path, |fd| {
+        let _ = refuse_descriptors(fd);
+        rustix::fs::fchmod(fd, rustix::fs::Mode::empty())
     })
 }
 
@@ -41,13 +52,13 @@ pub(crate) fn listen(name: &[u8]) -> SysResult<OwnedFd> {
 /// # Errors
 /// `EADDRINUSE` if the name is taken.
 pub(crate) fn listen_for_descriptors(name: &[u8]) -> SysResult<OwnedFd> {
-    listen_with(name, |_| {})
+    listen_with(name, |_| Ok(()))
 }
 
-fn listen_with(name: &[u8], prepare: impl FnOnce(&OwnedFd)) -> SysResult<OwnedFd> {
+fn listen_with(name: &[u8], prepare: impl FnOnce(&OwnedFd) -> SysResult<()>) -> SysResult<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    prepare(&fd);
+    prepare(&fd)?;
     rustix::net::bind(&fd, &address(name)?)?;
     rustix::net::listen(&fd, 4096)?;
     Ok(fd)

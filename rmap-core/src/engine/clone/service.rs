@@ -14,7 +14,8 @@ use super::secret::Key;
 use super::windows::Windows;
 use crate::config::Config;
 use crate::counters::{self, Cell, sheet};
-use crate::engine::{Kind, rendezvous};
+use crate::engine::Kind;
+use crate::engine::rendezvous::{self, DOORS, Doors};
 use crate::error::{Result, failed, missing};
 use crate::id::Endpoint;
 use crate::log::{self, log};
@@ -27,7 +28,7 @@ use crate::sys::{Errno, Said, SysResult, fd, procfs, socket, thread};
 use core::ffi::c_void;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 const BELL: u64 = 7 << 32;
 const DOORBELL: u64 = 1 << 32;
@@ -50,7 +51,7 @@ struct Service {
     endpoint: Endpoint,
     /// What importers must know.
     key: Key,
-    listener: OwnedFd,
+    doors: Doors,
     /// Why nobody can be let in now.
     deaf: Option<Errno>,
     poller: Poller,
@@ -91,6 +92,10 @@ pub(crate) fn probe(config: Config) -> Result<()> {
     let mut buffer = [0; 4096];
     let status = procfs::read_small(c"/proc/thread-self/status", &mut buffer)
         .map_err(missing("/proc/thread-self/status"))?;
+    if !procfs::numbers_as_here(status) {
+        // Threads are found there by their numbers, which would be those of others.
+        return Err(missing("a /proc of this process's own pid namespace")(Errno::XDEV));
+    }
     if procfs::field(status, b"TracerPid:", 10).is_some_and(|pid| pid != 0) {
         return Err(missing("ptrace of this process's own threads (a debugger or strace has them)")(
             Errno::BUSY,
@@ -184,24 +189,19 @@ fn set_up(
     exporter.run_on(programs);
     let doorbell = Doorbell::new().map_err(missing("eventfd"))?;
     sheet::start()?;
-    let (endpoint, key, listener) = rendezvous::listen(Kind::Clone)?;
+    let (endpoint, key, doors) = rendezvous::listen(Kind::Clone)?;
     sheet::set_endpoint(endpoint.to_raw());
     let poller = Poller::new().map_err(failed("epoll_create"))?;
     let calls = Calls::new().map_err(missing("signalfd"))?;
     let importer = Importer::new(config)?;
     let windows = importer.kept_windows();
     let calls: &'static Calls = place_in_own_memory(calls)?;
-    let watched = [
-        (calls.bell().as_fd(), BELL),
-        (doorbell.as_fd(), DOORBELL),
-        (listener.as_fd(), LISTENER),
-        (exporter.watcher(), WATCHER),
-    ];
-    for (fd, token) in watched.into_iter().chain(importer.reporters().map(|fd| (fd, TRAP))) {
+    let watched = [(calls.bell().as_fd(), BELL), (doorbell.as_fd(), DOORBELL), (exporter.watcher(), WATCHER)];
+    let listeners = doors.listeners().map(|(number, fd)| (fd, LISTENER | number));
+    for (fd, token) in watched.into_iter().chain(listeners).chain(importer.reporters().map(|fd| (fd, TRAP))) {
         poller.add(fd, token).map_err(failed("epoll_ctl"))?;
     }
-    let service =
-        Service { endpoint, key, listener, deaf: None, poller, doorbell, calls, exporter, importer };
+    let service = Service { endpoint, key, doors, deaf: None, poller, doorbell, calls, exporter, importer };
     Ok((place_in_own_memory(service)?, Running { endpoint, calls, windows }))
 }
 
@@ -288,15 +288,25 @@ impl Service {
 
     /// Lets others in again, when something has happened since that was impossible.
     fn listen_again(&mut self, was_deaf: bool) {
-        if was_deaf && self.poller.change(&self.listener, LISTENER, false).is_ok() {
-            self.let_in();
+        if !was_deaf {
+            return;
         }
+        let mut still = None;
+        for door in 0..DOORS {
+            let listener = self.doors.listener(door);
+            if listener.is_some_and(|fd| self.poller.change(fd, LISTENER | door, false).is_ok()) {
+                self.let_in(door);
+                still = still.or(self.deaf);
+            }
+        }
+        self.deaf = still;
     }
 
-    /// Lets in who knocks. Without a free descriptor, a guest makes room.
-    fn let_in(&mut self) {
+    /// Lets in who knocks at a door. Without a free descriptor, a guest makes room.
+    fn let_in(&mut self, door: u64) {
         loop {
-            let accepted = self.exporter.has_room().and_then(|()| socket::accept(&self.listener));
+            let Some(listener) = self.doors.listener(door) else { return };
+            let accepted = self.exporter.has_room().and_then(|()| socket::accept(listener));
             match accepted.and_then(|accepted| accepted.map(fd::to_last).transpose()) {
                 Ok(accepted) => {
                     self.deaf = None;
@@ -311,7 +321,7 @@ impl Service {
                         log!(Error, "nobody can be let in: accept: {errno}", errno = Said(errno));
                     }
                     // It would be ready for ever.
-                    let _ = self.poller.pause(&self.listener, LISTENER);
+                    let _ = self.poller.pause(listener, LISTENER | door);
                     return;
                 }
             }
@@ -328,7 +338,7 @@ impl Service {
                     self.serve(ticket, call);
                 }
             }
-            LISTENER => self.let_in(),
+            LISTENER => self.let_in(u64::from(number)),
             WATCHER => self.exporter.on_events(),
             TRAP => {
                 self.importer.on_reports(&self.poller, HOST);

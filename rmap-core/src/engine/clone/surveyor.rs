@@ -6,7 +6,9 @@ use super::protocol::{self, Message};
 use super::rendezvous::Name;
 use crate::counters::Sheet;
 use crate::engine::Kind;
+use crate::engine::directory::Directory;
 use crate::error::{Error, Result, failed};
+use crate::process;
 use crate::sys::socket::{self, Peer};
 use crate::sys::{Errno, procfs};
 use core::time::Duration;
@@ -46,18 +48,14 @@ pub struct Process {
 /// The names in the text of `/proc/net/unix` of sockets that listen.
 fn names(text: &str) -> Vec<Name> {
     const LISTENS: u64 = 0x1_0000;
-    let mut found: Vec<_> = text
-        .lines()
+    text.lines()
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
             let flags = u64::from_str_radix(words.nth(3)?, 16).ok()?;
             let name = words.nth(3)?.strip_prefix('@')?;
             Name::parse(name.as_bytes()).filter(|_| flags & LISTENS != 0)
         })
-        .collect();
-    found.sort_unstable();
-    found.dedup();
-    found
+        .collect()
 }
 
 /// Somebody who has been asked.
@@ -132,7 +130,7 @@ fn answers(asked: Vec<Asked>, limit: Duration, rows: usize) -> Result<Vec<Proces
     Ok(found.collect())
 }
 
-/// The processes that use the library in this network namespace and whose ids are wanted, each with at most so many rows of segments and of others.
+/// The processes that use the library in this network namespace, or meet in the directory of `RMAP_RENDEZVOUS`, and whose ids are wanted, each with at most so many rows of segments and of others.
 /// None is waited for longer than the limit.
 ///
 /// # Errors
@@ -143,8 +141,17 @@ pub fn processes(wanted: impl Fn(u32) -> bool, limit: Duration, rows: usize) -> 
     let text = std::fs::read_to_string("/proc/net/unix").map_err(|error| {
         failed("read of /proc/net/unix")(Errno::from_io_error(&error).unwrap_or(Errno::IO))
     })?;
+    process::read_environment();
+    let mut names = names(&text);
+    if let Some(directory) = Directory::open() {
+        directory
+            .each_name(|name| names.push(name))
+            .map_err(failed("read of the directory of RMAP_RENDEZVOUS"))?;
+    }
+    names.sort_unstable();
+    names.dedup();
     let mut found = Vec::new();
-    for names in names(&text).chunks(BATCH) {
+    for names in names.chunks(BATCH) {
         let asked = names.iter().filter_map(|name| ask(*name, &wanted)).collect();
         found.extend(answers(asked, limit, rows)?);
     }

@@ -1,9 +1,10 @@
 //! The exporter: segments, each a space of the kernel module once somebody has a permit for it, and the thread that gives permits.
 
+use super::super::Kind;
 use super::super::protocol::{self, Access, Message};
+use super::super::rendezvous::{self, Doors};
 use super::super::rights::{Creator, Party};
 use super::super::secret::{Key, Side};
-use super::super::{Kind, rendezvous};
 use crate::error::{self, Error, Result, failed};
 use crate::id::{Endpoint, Id};
 use crate::log::log;
@@ -18,7 +19,7 @@ use core::cell::RefCell;
 use core::ffi::c_void;
 use core::time::Duration;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const STACK: usize = 256 << 10;
@@ -66,7 +67,7 @@ pub(crate) struct Exporter {
     endpoint: Endpoint,
     key: Key,
     creator: Creator,
-    listener: OwnedFd,
+    doors: Doors,
     /// Tells whether the application has closed our descriptors.
     listener_id: FileId,
     poller: Poller,
@@ -74,8 +75,8 @@ pub(crate) struct Exporter {
     state: Mutex<State>,
 }
 
-/// What the poller says of the listener; clients have numbers above.
-const LISTENER: u64 = 0;
+/// What the poller says of doors is below this; clients have numbers from here on.
+const FIRST_CLIENT: u64 = rendezvous::DOORS;
 
 fn open_control() -> SysResult<OwnedFd> {
     device::open(device::MIRROR)
@@ -132,14 +133,16 @@ impl State {
 impl Exporter {
     /// Starts the thread that gives permits.
     pub(crate) fn start() -> Result<&'static Self> {
-        let (endpoint, key, listener) = rendezvous::listen(Kind::Mirror)?;
-        let listener_id = FileId::of(&listener).map_err(failed("fstat"))?;
+        let (endpoint, key, doors) = rendezvous::listen(Kind::Mirror)?;
+        let listener_id = FileId::of(&doors.by_name).map_err(failed("fstat"))?;
         let poller = Poller::new().map_err(failed("epoll_create"))?;
-        poller.add(&listener, LISTENER).map_err(failed("epoll_ctl"))?;
+        for (number, listener) in doors.listeners() {
+            poller.add(listener, number).map_err(failed("epoll_ctl"))?;
+        }
         let creator = Creator::of_this_process();
         let state = Mutex::default();
         let exporter: &'static Self =
-            Box::leak(Box::new(Self { endpoint, key, creator, listener, listener_id, poller, state }));
+            Box::leak(Box::new(Self { endpoint, key, creator, doors, listener_id, poller, state }));
         // Guard pages on both sides.
         let stack = memory::map_anonymous(STACK + 2 * PAGE, ProtFlags::empty(), MapFlags::NORESERVE)
             .map_err(failed("mmap"))?;
@@ -164,7 +167,7 @@ impl Exporter {
 
     /// Whether the application has left our descriptors open.
     fn is_there(&self) -> bool {
-        FileId::of(&self.listener) == Ok(self.listener_id)
+        FileId::of(&self.doors.by_name) == Ok(self.listener_id)
     }
 
     fn check_descriptors(&self) -> Result<()> {
@@ -219,25 +222,27 @@ impl Exporter {
                 }
             }
             let mut state = self.state();
-            for number in ready.into_iter().flatten().filter(|number| *number != LISTENER) {
+            for number in ready.into_iter().flatten().filter(|number| *number >= FIRST_CLIENT) {
                 self.hear(&mut state, number);
             }
             // Last, so that whoever has come before is not sent away with a question unread.
-            if ready.contains(&Some(LISTENER)) || state.deaf {
-                self.let_in(&mut state);
+            for (door, listener) in self.doors.listeners() {
+                if ready.contains(&Some(door)) || state.deaf {
+                    self.let_in(listener, &mut state);
+                }
             }
             if state.spare.is_none() {
-                state.spare = rustix::io::fcntl_dupfd_cloexec(&self.listener, 0).ok();
+                state.spare = rustix::io::fcntl_dupfd_cloexec(&self.doors.by_name, 0).ok();
             }
         }
     }
 
     /// Lets in who knocks. Those who ask for nothing may not take the application's descriptors: they make room.
-    fn let_in(&self, state: &mut State) {
-        match socket::accept(&self.listener) {
+    fn let_in(&self, listener: BorrowedFd<'_>, state: &mut State) {
+        match socket::accept(listener) {
             Ok(Some(socket)) => {
                 let Ok(party) = Party::at(&socket, self.creator.shared) else { return };
-                state.last_client += 1;
+                state.last_client = (state.last_client + 1).max(FIRST_CLIENT);
                 if self.poller.add(&socket, state.last_client).is_ok() {
                     state.clients.insert(state.last_client, Client { socket, party, trusted: false });
                 }
@@ -254,9 +259,13 @@ impl Exporter {
                 if deaf && !state.deaf {
                     log!(Error, "accept: {:?}", result.err());
                     // It would be ready for ever.
-                    self.poller.remove(&self.listener);
+                    self.doors.listeners().for_each(|(_, listener)| self.poller.remove(listener));
                 }
-                if !deaf && state.deaf && self.poller.add(&self.listener, LISTENER).is_err() {
+                let heard = |(door, listener)| match self.poller.add(listener, door) {
+                    Ok(()) | Err(Errno::EXIST) => true,
+                    Err(_) => false,
+                };
+                if !deaf && state.deaf && !self.doors.listeners().all(heard) {
                     return;
                 }
                 state.deaf = deaf;
@@ -335,7 +344,8 @@ impl Exporter {
             return;
         }
         drop(state);
-        for fd in [self.listener.as_raw_fd(), self.poller.as_fd().as_raw_fd()] {
+        let listeners = self.doors.listeners().map(|(_, listener)| listener.as_raw_fd());
+        for fd in listeners.chain([self.poller.as_fd().as_raw_fd()]) {
             // SAFETY: ours, and nothing in the child refers to them any more: there is no thread, and the engine is started anew.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
         }
