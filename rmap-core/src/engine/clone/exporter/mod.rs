@@ -853,10 +853,8 @@ impl Exporter {
     fn watch_the_rest(&mut self) {
         for _ in 0..self.unwatched.len() {
             let Some(range) = self.unwatched.remove(0) else { return };
-            let mut result = Ok(());
-            for span in self.backed.within(range) {
-                result = result.and(self.watch(span.range));
-            }
+            let backed = self.backed.within(range).try_for_each(|span| self.watch(span.range));
+            let result = backed.and(self.shared.within(range).try_for_each(|span| self.watch(span.range)));
             // What has become of it meanwhile nothing has told.
             if result.and_then(|()| self.reconcile()).is_err() {
                 let _ = self.unwatched.push(range);

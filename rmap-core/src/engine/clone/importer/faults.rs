@@ -181,8 +181,11 @@ impl Importer {
             let _ = self.waiters.remove(found);
             let instruction = match blocked {
                 Ok(Some(Blocked::InFault { instruction })) => instruction,
-                // Another signal has come in between; if the thread touches the page again, it asks again.
-                Ok(_) => continue,
+                // Another signal has come in between; if the thread touches the page again, it asks again. It may have done so by now.
+                Ok(_) => {
+                    let _ = self.trap.wake(page, PAGE);
+                    continue;
+                }
                 Err(errno) => {
                     log!(
                         Error,
