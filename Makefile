@@ -13,6 +13,7 @@
 #   make test-kernel-debug  the former on a kernel with lockdep, KASAN and more, which is built first (20 minutes)
 #   make test-numa        memory on the nodes of a machine with two of them, in QEMU
 #   make test-features    the tests of the semantics without each feature of the kernel that the library can do without (an hour)
+#   make test-pressure    the oracle and others on a machine with too little memory, with zram, KSM and khugepaged, in QEMU
 #   make soak             the random tests for long (RMAP_SOAK_SECONDS each, 600), the C tests often
 
 PREFIX       ?= /usr/local
@@ -141,6 +142,9 @@ test-numa: all
 test-features: all
 	ci/test-features.sh
 
+test-pressure: all
+	ci/test-pressure.sh
+
 soak: all
 	ci/soak.sh
 
@@ -154,4 +158,4 @@ check:
 clean:
 	$(CARGO) clean
 
-.PHONY: all install uninstall local-install demo plots profile test test-kernel test-kernel-debug test-numa test-features soak fuzz check clean
+.PHONY: all install uninstall local-install demo plots profile test test-kernel test-kernel-debug test-numa test-pressure test-features soak fuzz check clean

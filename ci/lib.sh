@@ -45,5 +45,22 @@ run_as() {
     esac
 }
 
+# put_tests FOLDER NAME...: compiles test programs, and puts them, the actor and the library into a folder.
+put_tests() {
+    local folder=$1 library=${RMAP_TEST_LIB:-$TARGET/release/libxpmem.so} name program
+    shift
+    [ -e "$library" ] || make -s all
+    say "compiling the tests"
+    cargo test -p rmap-tests -p rmap-core "${@/#/--test=}" --no-run --message-format=json-render-diagnostics >"$folder/messages"
+    for name in "$@"; do
+        program=$(sed -n '/"profile":{[^}]*"test":true/ s|.*"executable":"\([^"]*/'"$name"'-[^"]*\)".*|\1|p' "$folder/messages")
+        [ -n "$program" ] || die "no test program $name found"
+        cp "$program" "$folder/$name"
+    done
+    cp "${program%/deps/*}/rmap-test-actor" "$folder"
+    cp "$library" "$folder/libxpmem.so"
+    rm "$folder/messages"
+}
+
 # Can the ordinary user get at this file?
 user_can_read() { "${drop[@]}" test -r "$1"; }

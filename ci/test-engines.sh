@@ -19,24 +19,11 @@ fi
 [ $# = 0 ] || shift
 [ $# = 0 ] || conformance=("$@")
 
-library=${RMAP_TEST_LIB:-$TARGET/release/libxpmem.so}
-[ -e "$library" ] || make -s all
-
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 
-say "compiling the tests"
-cargo test -p rmap-tests -p rmap-core --no-run --message-format=json-render-diagnostics >"$work/messages"
-for name in "${conformance[@]}"; do
-    program=$(sed -n '/"profile":{[^}]*"test":true/ s|.*"executable":"\([^"]*/'"$name"'-[^"]*\)".*|\1|p' "$work/messages")
-    [ -n "$program" ] || die "no test program $name found"
-    cp "$program" "$work/$name"
-    actor=${program%/deps/*}/rmap-test-actor
-done
-cp "$actor" "$work"
-rm "$work/messages"
-cp "$library" "$work/libxpmem.so"
+put_tests "$work" "${conformance[@]}"
 for name in errno ioctl pair; do
     gcc -std=gnu11 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Werror -static -pthread -DON_DEVICE=1 -Iffi/include \
         -o "$work/$name-device" "tests/c/$name.c" tests/c/device.c
