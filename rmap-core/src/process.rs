@@ -5,7 +5,7 @@
 //! process; the service thread never takes it.
 
 use crate::config::Config;
-use crate::counters::{self, Counters, sheet};
+use crate::counters::{self, Cell, Counters, sheet};
 use crate::detector;
 use crate::engine::clone::{self, CloneEngine};
 use crate::engine::driver::Driver;
@@ -222,7 +222,10 @@ impl Tables {
         let config = self.config();
         let started: &'static dyn Engine = match kind {
             Kind::Clone => Box::leak(Box::new(CloneEngine::start(config)?)),
-            _ => Box::leak(Box::new(MirrorEngine::start(config)?)),
+            _ => {
+                sheet::start_alone();
+                Box::leak(Box::new(MirrorEngine::start(config)?))
+            }
         };
         engine.store(Box::leak(Box::new(started)), Ordering::Release);
         if kind == Kind::Clone {
@@ -238,6 +241,7 @@ impl Tables {
         }
         let driver: &'static mut Driver = Box::leak(Box::new(Driver::open()?));
         DRIVER.store(driver, Ordering::Release);
+        sheet::start_alone();
         follow_forks();
         Ok(driver)
     }
@@ -245,6 +249,14 @@ impl Tables {
     fn permits(&mut self) -> &mut HashMap<Id, Held> {
         self.permits.get_or_insert_default()
     }
+}
+
+/// Counts a call that has worked, where no service thread does.
+fn counted<T>(kind: Kind, cell: Cell, result: Result<T>) -> Result<T> {
+    if kind != Kind::Clone && result.is_ok() {
+        counters::count_anywhere(cell);
+    }
+    result
 }
 
 /// Counts a call if it has failed, and says why.
@@ -264,13 +276,18 @@ pub fn note_refusal(call: &str, why: &'static str) {
 /// What this process has counted, and how it is now.
 ///
 /// Nothing is started for it: all is 0 in a process that has made no segment and asked for no permit, and in a forked child that has
-/// done neither since. Only the clone engine counts.
+/// done neither since. Where it is not the clone engine that serves, only calls are counted: segments, permits, attachments (as such that
+/// were asked for) and failures.
 #[must_use]
 pub fn counters() -> Counters {
     if let Some(engine) = running(&CLONE) {
         engine.survey();
+        return sheet::counters();
     }
-    sheet::counters()
+    let mut counters = sheet::counters();
+    counters.segments = counters.segments_made.saturating_sub(counters.segments_removed);
+    counters.permits_held = counters.permits_got.saturating_sub(counters.permits_released);
+    counters
 }
 
 /// An engine, and whether it can serve this process.
@@ -326,7 +343,10 @@ pub fn make(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) ->
 fn make_segment(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
     match own_server()? {
         Server::Engine(engine) => make_with(engine, vaddr, size, permit_type, permit_value),
-        Server::Driver(driver) => driver.make(vaddr, size, permit_type, permit_value),
+        Server::Driver(driver) => {
+            let made = driver.make(vaddr, size, permit_type, permit_value);
+            counted(Kind::Driver, Cell::SegmentsMade, made)
+        }
     }
 }
 
@@ -336,6 +356,10 @@ fn make_segment(vaddr: usize, size: usize, permit_type: i32, permit_value: usize
 /// # Errors
 /// As [`make`].
 pub fn make_pinnable(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
+    noted("make_pinnable", make_pinnable_segment(vaddr, size, permit_type, permit_value))
+}
+
+fn make_pinnable_segment(vaddr: usize, size: usize, permit_type: i32, permit_value: usize) -> Result<Id> {
     ready()?;
     let server = tables().server(Kind::Clone)?;
     match server {
@@ -369,7 +393,8 @@ fn make_with(
         size = end_of_addresses.saturating_sub(vaddr);
     }
     let range = Range::new(vaddr, size).ok_or(Error::Invalid("not a range of whole pages"))?;
-    let counter = engine.offer(range, permit_value as u32)?;
+    let offered = engine.offer(range, permit_value as u32);
+    let counter = counted(engine.endpoint().kind(), Cell::SegmentsMade, offered)?;
     Id::new(engine.endpoint(), counter).ok_or(Error::OutOfIds)
 }
 
@@ -385,8 +410,8 @@ fn remove_segment(segid: i64) -> Result<()> {
     ready()?;
     let id = Id::from_raw(segid).ok_or(Error::Invalid("not a segment id"))?;
     match server_of_own(id)? {
-        Server::Engine(engine) => engine.withdraw(id.counter()),
-        Server::Driver(driver) => driver.remove(id),
+        Server::Engine(engine) => counted(id.kind(), Cell::SegmentsRemoved, engine.withdraw(id.counter())),
+        Server::Driver(driver) => counted(id.kind(), Cell::SegmentsRemoved, driver.remove(id)),
     }
 }
 
@@ -417,9 +442,11 @@ fn get_permit(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
     }
     let engine = match server_of_segment(segment)? {
         Server::Engine(engine) => engine,
-        Server::Driver(driver) => return driver.get(segment, flags, permit_type),
+        Server::Driver(driver) => {
+            return counted(Kind::Driver, Cell::PermitsGot, driver.get(segment, flags, permit_type));
+        }
     };
-    let opened = engine.open(segment, access)?;
+    let opened = counted(segment.kind(), Cell::PermitsGot, engine.open(segment, access))?;
     let Some(id) = Id::new(engine.endpoint(), opened.grant) else {
         engine.close(opened.grant);
         return Err(Error::OutOfIds);
@@ -441,11 +468,11 @@ fn release_permit(apid: i64) -> Result<()> {
     let id = Id::from_raw(apid).ok_or(Error::Invalid("not a permit id"))?;
     let engine = match server_of_own(id)? {
         Server::Engine(engine) => engine,
-        Server::Driver(driver) => return driver.release(id),
+        Server::Driver(driver) => return counted(id.kind(), Cell::PermitsReleased, driver.release(id)),
     };
     let held = tables().permits().remove(&id).ok_or(Error::NoSuchId)?;
     engine.close(held.opened.grant);
-    Ok(())
+    counted(id.kind(), Cell::PermitsReleased, Ok(()))
 }
 
 /// What [`attach`] without an address gives if that memory was attached before: without a lock, a message or a system call. `None` is
@@ -492,7 +519,9 @@ fn map_segment(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usiz
     let engine = match server_of_own(id)? {
         Server::Engine(engine) => engine,
         // SAFETY: the caller's promise.
-        Server::Driver(driver) => return unsafe { driver.attach(id, offset, size, vaddr) },
+        Server::Driver(driver) => unsafe {
+            return counted(id.kind(), Cell::AttachMisses, driver.attach(id, offset, size, vaddr));
+        },
     };
     if let Some(base) = (vaddr == 0).then(|| attach_known(apid, offset, size)).flatten() {
         return Ok(base);
@@ -517,7 +546,7 @@ fn map_segment(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usiz
             return Err(Error::RangeTaken(target));
         }
     }
-    engine.map(grant, remote, place)
+    counted(id.kind(), Cell::AttachMisses, engine.map(grant, remote, place))
 }
 
 /// Removes the attachment that covers `vaddr` (spec: `xpmem_detach`). An address where nothing is mapped is no error.
@@ -538,12 +567,13 @@ fn unmap_segment(vaddr: usize) -> Result<()> {
     ready()?;
     for engine in [&CLONE, &MIRROR].into_iter().filter_map(running) {
         if engine.unmap_known(vaddr) || engine.unmap(vaddr)? {
-            return Ok(());
+            return counted(engine.endpoint().kind(), Cell::DetachMisses, Ok(()));
         }
     }
     if let Some(driver) = open_driver() {
         // SAFETY: the caller's promise.
-        return unsafe { driver.detach(vaddr) };
+        let detached = unsafe { driver.detach(vaddr) };
+        return counted(Kind::Driver, Cell::DetachMisses, detached);
     }
     let maps = Maps::new().map_err(failed("open of /proc/thread-self/maps"))?;
     // The library's own memory may have come to where an attachment was.

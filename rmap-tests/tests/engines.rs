@@ -1,6 +1,7 @@
 //! Which engine serves a process: what it is told to use, and what is there.
 
-use rmap_tests::{Log, PAGE, Setup, Stage};
+use rmap_core::counters::{STALL_LENGTHS, TABLE};
+use rmap_tests::{Actor, Engine, Log, PAGE, Setup, Stage};
 use std::path::Path;
 
 fn told(engine: &str) -> (Setup, Log) {
@@ -57,8 +58,10 @@ fn processes_of_different_engines_share_memory() {
     engines.extend(there("/dev/rmap").then_some("mirror"));
     engines.extend(there("/dev/xpmem").then_some("driver"));
     for (exports, imports) in engines.iter().flat_map(|one| engines.iter().map(move |other| (*one, *other))) {
-        let mut exporter = stage.actor_with(&told(exports).0);
-        let mut importer = stage.actor_with(&told(imports).0);
+        let (setup, said) = told(exports);
+        let mut exporter = stage.actor_with(&setup);
+        let (setup, heard) = told(imports);
+        let mut importer = stage.actor_with(&setup);
         let address = exporter.anon(4 * PAGE);
         exporter.fill(address, 4, 10);
         let segid = exporter.make_all();
@@ -66,7 +69,9 @@ fn processes_of_different_engines_share_memory() {
         let own = importer.anon(4 * PAGE);
         importer.fill(own, 4, 90);
         let own_segid = importer.make_all();
-        let apid = importer.get(segid);
+        let apid = importer.try_get(segid, rmap_tests::RDWR).unwrap_or_else(|errno| {
+            panic!("{exports} to {imports}: errno {errno}\n{}{}", said.text(), heard.text())
+        });
         let here = importer.attach(apid, address, 4 * PAGE);
         let there = exporter.get_attach(own_segid, own, 4 * PAGE);
         importer.check(here, 4, 10);
@@ -107,4 +112,42 @@ fn a_fork_after_the_first_look_at_the_library() {
     let (segid, address, stamp) = segments[0];
     let here = child.get_attach(segid, address, 4 * PAGE);
     child.check(here, 4, stamp);
+}
+
+/// The numbers that `rmap_counters` gives an actor's program.
+fn counters(actor: &mut Actor) -> impl Fn(&str) -> u64 + use<> {
+    let words = actor.ok("counters");
+    let words: Vec<u64> = words.split(' ').map(|word| word.parse().expect("a number")).collect();
+    move |name| {
+        let place = TABLE.iter().position(|counter| counter.name == name).expect("a counter");
+        words[STALL_LENGTHS + place]
+    }
+}
+
+#[test]
+fn calls_are_counted_whatever_serves_them() {
+    let stage = Stage::new("calls_are_counted_whatever_serves_them", 60);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let memory = exporter.anon(4 * PAGE);
+    exporter.fill(memory, 4, 10);
+    let (kept, removed) = (exporter.make(memory, 4 * PAGE), exporter.make(memory, PAGE));
+    assert_eq!(exporter.remove(removed), Ok(0));
+    let permits = [importer.get(kept), importer.get(kept)];
+    assert_eq!(importer.release(permits[0]), Ok(0));
+    let attached: Vec<usize> = (0..3).map(|page| importer.attach(permits[1], page * PAGE, PAGE)).collect();
+    importer.check(attached[1], 1, 11);
+    importer.detach(attached[0]);
+    importer.detach(attached[2]);
+    assert_eq!(importer.release(permits[0]), Err(libc::ENOENT));
+    assert_eq!(importer.release(-1), Err(libc::EINVAL));
+    let there = counters(&mut exporter);
+    assert_eq!((there("segments_made"), there("segments_removed"), there("segments")), (2, 1, 1));
+    // The driver gives permits, not its exporters.
+    let given = if Engine::of_actors() == Engine::Driver { 0 } else { 2 };
+    assert_eq!(there("permits_given"), given);
+    let here = counters(&mut importer);
+    assert_eq!((here("permits_got"), here("permits_released"), here("permits_held")), (2, 1, 1));
+    assert_eq!(here("attach_hits") + here("attach_misses"), 3);
+    assert_eq!(here("detach_hits") + here("detach_misses"), 2);
+    assert_eq!((here("errors_no_such_id"), here("errors_invalid")), (1, 1));
 }

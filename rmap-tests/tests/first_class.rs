@@ -290,7 +290,8 @@ impl Ring {
 }
 
 const NO_RING: &str = "no io_uring here";
-const NO_PINS: &str = "without move-pages and populate nobody can tell which pages are pinned";
+/// Kernels that have the former have the latter.
+const NO_PINS: &str = "move-pages and populate are needed to tell which pages are pinned";
 
 #[test]
 fn an_attachment_is_a_fixed_buffer() {
@@ -398,7 +399,7 @@ fn an_asynchronous_direct_read_arrives_whole() {
     const READ: u64 = 22;
     const IOSQE_ASYNC: u64 = 1 << 4;
     let name = "an_asynchronous_direct_read_arrives_whole";
-    if goes_without("move-pages") {
+    if goes_without("move-pages") || goes_without("populate") {
         return skip(name, NO_PINS);
     }
     let stage = Stage::new(name, 120);
@@ -498,7 +499,7 @@ fn pages_that_a_child_has_too_are_not_pinned() {
 fn a_direct_read_of_libaio_arrives_whole() {
     const MANY: usize = 2048;
     let name = "a_direct_read_of_libaio_arrives_whole";
-    if goes_without("move-pages") {
+    if goes_without("move-pages") || goes_without("populate") {
         return skip(name, NO_PINS);
     }
     let stage = Stage::new(name, 120);

@@ -44,7 +44,7 @@ pub(super) fn of(job: &Job) -> Vec<String> {
         lines.push("the library was NOT USED: no process of the job has called it".into());
     } else if let Some(engine) = uncounted(job).filter(|_| !shared(&job.sheets)) {
         lines.push(format!(
-            "the library was called, and serves by the engine {engine}, which does not count: RMAP_ENGINE=clone does"
+            "the library was called, and serves by the engine {engine}, of which nobody else can read the counters: RMAP_ENGINE=clone has them"
         ));
     } else if job.sheets.is_empty() && job.said.not_served.is_empty() {
         lines.push("the library was NOT USED: it was called, but no process has shared memory".into());
@@ -157,7 +157,7 @@ mod tests {
         let cases = [
             (job(&[], &[]), "no process of the job has called it"),
             (job(&["clone"], &[]), "it was called, but no process has shared memory"),
-            (job(&["mirror"], &[]), "the engine mirror, which does not count"),
+            (job(&["mirror"], &[]), "the engine mirror, of which nobody else can read the counters"),
             (
                 job(&[], &["no kernel"]),
                 "1 process called the library and cannot be served. Process 7: no kernel",

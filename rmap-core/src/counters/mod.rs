@@ -227,6 +227,11 @@ pub(crate) fn raise(cell: Cell, value: u64) {
     sheet::update(cell as usize, |now| now.max(value));
 }
 
+/// Counts one, in any thread: where no service thread has all in its hands.
+pub(crate) fn count_anywhere(cell: Cell) {
+    sheet::add_anywhere(cell as usize);
+}
+
 /// Counts a call that has failed. In any thread.
 pub(crate) fn count_failure(error: &Error) {
     let cell = match error {
@@ -237,7 +242,7 @@ pub(crate) fn count_failure(error: &Error) {
         Error::TimedOut => Cell::ErrorsTimedOut,
         _ => Cell::ErrorsOther,
     };
-    sheet::add_anywhere(cell as usize);
+    count_anywhere(cell);
 }
 
 /// Counts a time that all threads stood still.

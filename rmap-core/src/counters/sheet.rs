@@ -176,6 +176,19 @@ impl Lines {
     }
 }
 
+const LEN: usize = HEAD + LINES * ROW_BYTES;
+
+/// Has this process count for itself, where no thread has a table for the file's descriptor. Failing to is not worth failing for.
+pub(crate) fn start_alone() {
+    let rw = ProtFlags::READ | ProtFlags::WRITE;
+    let Ok(at) = memory::map_anonymous(LEN, rw, MapFlags::NORESERVE) else { return };
+    let new = core::ptr::with_exposed_provenance_mut(at);
+    if HEAD_AT.compare_exchange(core::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        // SAFETY: just mapped, and nobody has seen it.
+        let _ = unsafe { memory::unmap(at, LEN) };
+    }
+}
+
 /// Makes the file for this process. For the service thread.
 ///
 /// # Errors
@@ -185,16 +198,22 @@ pub(crate) fn start() -> Result<()> {
 }
 
 fn make() -> SysResult<()> {
-    if !HEAD_AT.load(Ordering::Relaxed).is_null() {
+    if FILE.file().is_some() {
         return Ok(());
     }
     let file = memory::sealed_memfd(c"rmap-counters", SIZE)?;
-    let len = HEAD + LINES * ROW_BYTES;
     let rw = ProtFlags::READ | ProtFlags::WRITE;
-    let at = memory::map(len, rw, MapFlags::SHARED, file.as_fd(), 0)?;
-    memory::advise(at, len, libc::MADV_DONTFORK)?;
+    let at = memory::map(LEN, rw, MapFlags::SHARED, file.as_fd(), 0)?;
+    memory::advise(at, LEN, libc::MADV_DONTFORK)?;
     FILE.keep(file)?;
+    // What was counted alone. That memory stays mapped: somebody may be counting there.
+    let counted: [u64; CELLS] = core::array::from_fn(|cell| {
+        word(head::FIRST_CELL + cell).map_or(0, |word| word.load(Ordering::Relaxed))
+    });
     HEAD_AT.store(core::ptr::with_exposed_provenance_mut(at), Ordering::Release);
+    for (cell, count) in counted.into_iter().enumerate() {
+        set_head(head::FIRST_CELL + cell, count);
+    }
     let mut name = [0; 16];
     let _ = procfs::read_small(c"/proc/self/comm", &mut name);
     let end = name.iter().position(|byte| *byte == b'\n').unwrap_or(name.len());

@@ -3,7 +3,6 @@
 use crate::abi;
 use crate::error::{self, Error, Result, failed};
 use crate::id::Id;
-use crate::log::log;
 use crate::sys::device::{self, xpmem};
 use crate::sys::maps::FileId;
 use crate::sys::{Errno, SysResult};
@@ -38,16 +37,12 @@ fn missing(errno: Errno) -> Error {
 
 /// Gives the driver's answer its name here.
 fn refused(call: &'static str) -> impl Fn(Errno) -> Error {
-    move |errno| {
-        let error = match errno {
-            Errno::INVAL => Error::Invalid("the driver does not accept the arguments"),
-            Errno::NOENT => Error::NoSuchId,
-            Errno::ACCESS => Error::Denied,
-            Errno::BUSY => Error::OutOfIds,
-            errno => failed(call)(errno),
-        };
-        log!(Info, "{call}: {error}");
-        error
+    move |errno| match errno {
+        Errno::INVAL => Error::Invalid("the driver does not accept the arguments"),
+        Errno::NOENT => Error::NoSuchId,
+        Errno::ACCESS => Error::Denied,
+        Errno::BUSY => Error::OutOfIds,
+        errno => failed(call)(errno),
     }
 }
 

@@ -5,6 +5,7 @@ use super::super::protocol::{self, Access, Message};
 use super::super::rendezvous::{self, Doors};
 use super::super::rights::{Creator, Party};
 use super::super::secret::{Key, Side};
+use crate::counters::{self, Cell};
 use crate::error::{self, Error, Result, failed};
 use crate::id::{Endpoint, Id};
 use crate::log::log;
@@ -315,11 +316,17 @@ impl Exporter {
         };
         match made {
             Ok((fd, range)) => {
+                counters::count_anywhere(Cell::PermitsGiven);
                 let granted = Message::Granted { request, grant: segment, serial: 0, range };
                 socket::send(&client.socket, &granted.encode(), Some(fd.as_fd()))
             }
             Err(error) => {
                 log!(Warn, "no permit for process {}: {error}", client.party.pid);
+                counters::count_anywhere(match error {
+                    Error::Denied => Cell::PermitsDenied,
+                    Error::NoSuchId => Cell::PermitsUnknown,
+                    _ => Cell::PermitsFailed,
+                });
                 let refused = Message::Refused { request, errno: error.errno().unsigned_abs() };
                 socket::send(&client.socket, &refused.encode(), None)
             }

@@ -24,6 +24,7 @@ struct Library {
     detach: extern "C" fn(*mut c_void) -> c_int,
     init: extern "C" fn() -> c_int,
     ioctl: extern "C" fn(c_int, *mut c_void) -> c_int,
+    counters: extern "C" fn(*mut u64) -> c_int,
 }
 
 static LIBRARY: OnceLock<Library> = OnceLock::new();
@@ -58,6 +59,7 @@ pub(crate) fn load() {
         detach: function!(c"xpmem_detach"),
         init: function!(c"xpmem_init"),
         ioctl: function!(c"xpmem_ioctl"),
+        counters: function!(c"rmap_counters"),
     };
     assert!(LIBRARY.set(library).is_ok(), "loaded once");
 }
@@ -125,6 +127,16 @@ pub(crate) fn attach(apid: i64, offset: i64, len: usize, at: usize) -> Called {
 
 pub(crate) fn detach(address: usize) -> Called {
     watch(|library| (library.detach)(pointer(address)).into())
+}
+
+/// `counters`: all words of `struct rmap_counters` behind the size.
+pub(crate) fn counters() -> Outcome {
+    let mut words = [0; 256];
+    words[0] = size_of_val(&words) as u64;
+    let called = watch(|library| (library.counters)(words.as_mut_ptr()).into());
+    called.result().map_err(Failure::Errno)?;
+    let known = words[0] as usize / size_of::<u64>();
+    Ok(words[1..known].iter().map(u64::to_string).collect::<Vec<_>>().join(" "))
 }
 
 /// Calls one function with the arguments of a command. The answer is its result and errno, 0 if untouched.

@@ -83,6 +83,7 @@ fn execute(line: &str) -> Outcome {
         "receive" => workers::receive(&mut arguments),
         "finished" => workers::finished(&mut arguments),
         "xpmem" => library::call(&mut arguments),
+        "counters" => library::counters(),
         "cost" => cost::cost(&mut arguments),
         "cycle" => cycle::cycle(&mut arguments),
         "start" => threads::start(&mut arguments),
