@@ -221,7 +221,11 @@ impl Tables {
         }
         let config = self.config();
         let started: &'static dyn Engine = match kind {
-            Kind::Clone => Box::leak(Box::new(CloneEngine::start(config)?)),
+            Kind::Clone => Box::leak(Box::new(CloneEngine::start(config).inspect_err(|error| {
+                if !error.is_passing() {
+                    log!(Error, "this process cannot be served: {error}");
+                }
+            })?)),
             _ => {
                 sheet::start_alone();
                 Box::leak(Box::new(MirrorEngine::start(config)?))

@@ -166,6 +166,13 @@ fn of_thread(tid: u32, file: FileId, writable: bool) -> (bool, Option<OwnedFd>) 
     (has_any, found)
 }
 
+/// Whether [`leave_shared_table`] may be tried: a sandbox may refuse its call.
+pub(crate) fn may_leave_shared_table() -> SysResult<()> {
+    let none = u32::MAX as usize;
+    // SAFETY: no descriptor has this number.
+    unsafe { raw::syscall(libc::SYS_close_range, [none, none, 0, 0, 0, 0]) }.map(drop)
+}
+
 /// Gives the calling thread a table of descriptors of its own. What its process has is not in it, but for standard error if that is to be
 /// kept (`CLOSE_RANGE_UNSHARE`, Linux 5.9).
 pub(crate) fn leave_shared_table(keep_standard_error: bool) -> SysResult<()> {

@@ -42,6 +42,8 @@ const SIBLING: u64 = 8 << 32;
 const KIND: u64 = !0 << 32;
 
 const STACK: usize = 512 << 10;
+/// What one thread needs so that its descriptors are its own.
+const TABLE: &str = "a table of descriptors for one thread (close_range, Linux 5.9)";
 
 /// How long those who knock wait while nobody can be let in. Nothing tells when there are descriptors or memory again.
 const DEAF: Duration = Duration::from_millis(100);
@@ -101,6 +103,7 @@ pub(crate) fn probe(config: Config) -> Result<()> {
             Errno::BUSY,
         ));
     }
+    fd::may_leave_shared_table().map_err(missing(TABLE))?;
     let probed = probe_kernel(config);
     // The descriptors so far are the application's; those of the service thread will be its own.
     own::close();
@@ -183,7 +186,7 @@ fn set_up(
     programs: Programs,
 ) -> Result<(&'static mut Service, Running)> {
     let table = fd::leave_shared_table(log::enabled(log::Level::Error));
-    table.map_err(missing("a table of descriptors for one thread (close_range, Linux 5.9)"))?;
+    table.map_err(missing(TABLE))?;
     let mut exporter = Exporter::new(config)?;
     exporter.keep_out(stack.0, stack.1);
     exporter.run_on(programs);

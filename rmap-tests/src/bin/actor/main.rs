@@ -13,6 +13,7 @@ mod api;
 mod block;
 mod churn;
 mod command;
+mod confine;
 mod cost;
 mod cuts;
 mod cycle;
@@ -93,6 +94,7 @@ fn execute(line: &str) -> Outcome {
         "fork" => system::fork(&mut arguments),
         "mutex" => mutex::init(&mut arguments),
         "supervise" => supervise::supervise(),
+        "confine" => confine::confine(&mut arguments),
         "rounds" => revoke::rounds(&mut arguments),
         _ => memory::command(verb, &mut arguments).unwrap_or_else(|| system::command(verb, &mut arguments)),
     }

@@ -37,15 +37,15 @@ const STREAM: [i64; 4] = [libc::SYS_read, libc::SYS_write, libc::SYS_recvfrom, l
 const COMMAND_SOCKET: u32 = 1;
 
 /// Offsets in `struct seccomp_data`.
-const NUMBER: u32 = 0;
+pub(crate) const NUMBER: u32 = 0;
 const FIRST_ARGUMENT: u32 = 16;
 
-fn statement(code: u32, value: u32) -> libc::sock_filter {
+pub(crate) fn statement(code: u32, value: u32) -> libc::sock_filter {
     libc::sock_filter { code: code as u16, jt: 0, jf: 0, k: value }
 }
 
 /// Goes on with the next statement if the loaded word is this one, and passes over so many if not.
-fn unless(value: u32, skip: u8) -> libc::sock_filter {
+pub(crate) fn unless(value: u32, skip: u8) -> libc::sock_filter {
     let code = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     libc::sock_filter { code, jt: 0, jf: skip, k: value }
 }
@@ -71,27 +71,24 @@ fn program() -> Vec<libc::sock_filter> {
 /// `supervise`: the answer is the descriptor on which calls are reported.
 pub(crate) fn supervise() -> Outcome {
     let mut program = program();
+    let mut answer = String::with_capacity(64);
+    let listener = install(&mut program, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
+    let _ = write!(answer, "{listener}");
+    Ok(answer)
+}
+
+/// Has the kernel ask a program about each call from now on.
+pub(crate) fn install(program: &mut [libc::sock_filter], flags: libc::c_ulong) -> Result<i64, Failure> {
     let filter = libc::sock_fprog {
         len: u16::try_from(program.len()).expect("a short program"),
         filter: program.as_mut_ptr(),
     };
-    let mut answer = String::with_capacity(64);
     // SAFETY: takes numbers only.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return Err(Failure::Errno(errno()));
     }
     // SAFETY: the kernel reads the program.
-    let listener = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
-            &raw const filter,
-        )
-    };
-    if listener < 0 {
-        return Err(Failure::Errno(errno()));
-    }
-    let _ = write!(answer, "{listener}");
-    Ok(answer)
+    let installed =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) };
+    if installed < 0 { Err(Failure::Errno(errno())) } else { Ok(installed) }
 }

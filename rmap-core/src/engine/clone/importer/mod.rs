@@ -665,6 +665,11 @@ impl Importer {
 fn traps() -> Result<(Userfaultfd, Userfaultfd)> {
     let trap = Userfaultfd::for_missing_pages();
     let follower = Userfaultfd::for_unmapping();
+    if matches!(trap, Err(Errno::PERM)) {
+        // Our kind needs no privilege.
+        let what = "userfaultfd, refused by a seccomp filter: it must allow the call, or /dev/userfaultfd be there for the user; it";
+        return Err(Error::Unsupported { what, errno: Errno::PERM });
+    }
     Ok((
         trap.map_err(missing("userfaultfd for shared memory (Linux 5.11)"))?,
         follower.map_err(missing("userfaultfd for events (Linux 5.19)"))?,
