@@ -130,6 +130,7 @@ test-kernel: all
 	ci/test-engines.sh 6.1
 	ci/test-engines.sh 6.12
 	ci/test-introspection.sh
+	ci/test-mpi-kernel.sh
 	kernel/test/speed/run.sh
 
 test-kernel-debug:

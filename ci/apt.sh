@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs what building and testing need on Debian 12. Does nothing if all is there. mpi-tests/setup.sh installs its own.
+# ci/apt.sh [PACKAGE...]: installs what building and testing need on Debian 12, and these packages. Does nothing if all is
+# there. mpi-tests/setup.sh installs its own.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-packages=(gcc g++ libc6-dev make binutils pkg-config util-linux procps groff ca-certificates)
+packages=(gcc g++ libc6-dev make binutils pkg-config util-linux procps groff ca-certificates "$@")
 
 missing=()
 for package in "${packages[@]}"; do

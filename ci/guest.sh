@@ -68,6 +68,7 @@ mount -t tmpfs -o mode=1777 tmp tmp
 share work run/work cache=none
 share guest run/guest cache=none
 ip link set lo up
+hostname guest
 stty -F /dev/ttyS1 raw
 chroot . /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp \
     GUEST_KERNEL=/run/kernel /bin/bash -c 'cd /run/work && exec /bin/bash /run/guest/command' <dev/null >dev/ttyS1 2>&1

@@ -20,6 +20,7 @@ step ci/fuzz.sh
 step ci/bench-instructions.sh
 step ci/test-c.sh
 step ci/test-mpi.sh "$prefix"
+step ci/test-kernel-short.sh
 
 echo
 if [ ${#failed[@]} -gt 0 ]; then
