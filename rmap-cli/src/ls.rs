@@ -63,7 +63,9 @@ pub(crate) fn silence(silence: Silence) -> &'static str {
         Silence::Denied => "it is another user's",
         Silence::Stopped => "it is stopped",
         Silence::Late => "it does not answer",
-        Silence::Uncounted => "the kernel shares its memory (engine mirror), and nothing is counted",
+        Silence::Uncounted => {
+            "the kernel shares its memory (engine mirror), and nobody else can read what it counts"
+        }
         _ => "it has another version of the library",
     }
 }

@@ -69,11 +69,15 @@ fn processes_of_different_engines_share_memory() {
         let own = importer.anon(4 * PAGE);
         importer.fill(own, 4, 90);
         let own_segid = importer.make_all();
-        let apid = importer.try_get(segid, rmap_tests::RDWR).unwrap_or_else(|errno| {
-            panic!("{exports} to {imports}: errno {errno}\n{}{}", said.text(), heard.text())
-        });
+        let get = |actor: &mut Actor, segid, who: &str| {
+            actor.try_get(segid, rmap_tests::RDWR).unwrap_or_else(|errno| {
+                panic!("{who}, {exports} to {imports}: errno {errno}\n{}{}", said.text(), heard.text())
+            })
+        };
+        let apid = get(&mut importer, segid, "the importer");
         let here = importer.attach(apid, address, 4 * PAGE);
-        let there = exporter.get_attach(own_segid, own, 4 * PAGE);
+        let back = get(&mut exporter, own_segid, "the exporter");
+        let there = exporter.attach(back, own, 4 * PAGE);
         importer.check(here, 4, 10);
         exporter.check(there, 4, 90);
         importer.fill(here, 2, 50);
@@ -82,7 +86,8 @@ fn processes_of_different_engines_share_memory() {
         assert!(importer.load(here).unwrap_err().is_hole_at(here), "{exports} to {imports}");
         let mut child = importer.fork();
         assert_eq!(child.release(apid), Err(libc::EACCES), "{exports} to {imports}");
-        let again = child.get_attach(segid, address + 2 * PAGE, 2 * PAGE);
+        let again = get(&mut child, segid, "the importer's child");
+        let again = child.attach(again, address + 2 * PAGE, 2 * PAGE);
         child.check(again, 2, 12);
         importer.check(here + 2 * PAGE, 2, 12);
         importer.detach(here);

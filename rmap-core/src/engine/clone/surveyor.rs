@@ -26,7 +26,7 @@ pub enum Silence {
     Stopped,
     /// It has not answered in time.
     Late,
-    /// The kernel shares its memory (the engine `mirror`), and nothing is counted.
+    /// The kernel shares its memory (the engine `mirror`), and nobody else can read what it counts.
     Uncounted,
     /// What it says is not understood: it has another version of the library, or none.
     Strange,
