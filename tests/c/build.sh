@@ -44,6 +44,7 @@ rm "$out/header.c"
     c errno.c -o "$out/errno" $libs
     c ioctl.c -o "$out/ioctl" $libs
     c counters.c -o "$out/counters" $libs
+    c children.c -o "$out/children" $libs
     c -pthread pair.c -o "$out/pair" $libs
     c -pthread pair.c -o "$out/pair-static" $static_libs
     c -pthread law.c -o "$out/law" $libs -ldl

@@ -60,13 +60,13 @@ needs_shared() { [[ $(libraries "$1") == *"libxpmem.so.0 => $libdir/libxpmem.so.
 needs_none() { [[ $(libraries "$1") != *libxpmem* ]]; }
 
 echo "# linking"
-for name in abi errno ioctl counters law pair pair-cc; do
+for name in abi errno ioctl counters children law pair pair-cc; do
     command_check "$name needs libxpmem.so.0 and finds the installed one" needs_shared "$name"
 done
 for name in pair-static law-static dl; do
     command_check "$name does not need libxpmem.so.0" needs_none "$name"
 done
-for name in abi dl ioctl counters errno law law-static pair pair-static pair-cc; do
+for name in abi dl ioctl counters children errno law law-static pair pair-static pair-cc; do
     program "$name"
 done
 

@@ -155,6 +155,23 @@ fn copy(object: &Object, range: Range, to: usize) -> SysResult<()> {
     Ok(())
 }
 
+/// Copies what a pipe holds of pages that are nowhere else. There is room for them, so a failure is no more than an interruption.
+///
+/// # Safety
+/// As [`Pipe::copy_to`].
+unsafe fn copy_surely(pipe: &Pipe, to: usize, len: usize) -> SysResult<usize> {
+    const TRIES: usize = 100;
+    let mut outcome = Err(Errno::IO);
+    for _ in 0..TRIES {
+        // SAFETY: the caller's promise.
+        outcome = unsafe { pipe.copy_to(to, len) };
+        if let Ok(count) = outcome {
+            return if count > 0 && count.is_multiple_of(PAGE) { outcome } else { Err(Errno::IO) };
+        }
+    }
+    outcome
+}
+
 /// What holds a block on its way.
 #[derive(Debug)]
 struct Pipes {
@@ -207,10 +224,7 @@ impl Pipes {
                 let (to, most) =
                     if whole { (at, left) } else { (page.as_mut_ptr().expose_provenance(), PAGE) };
                 // SAFETY: the staging area, of which so much is left, or the buffer.
-                let count = unsafe { pipe.copy_to(to, most) }?;
-                if count == 0 || !count.is_multiple_of(PAGE) {
-                    return Err(Errno::IO);
-                }
+                let count = unsafe { copy_surely(pipe, to, most) }?;
                 if !whole && page.iter().any(|word| *word != 0) {
                     let target = core::ptr::with_exposed_provenance_mut::<u64>(at);
                     // SAFETY: a page of the staging area, which nobody else uses.
