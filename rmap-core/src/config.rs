@@ -16,8 +16,21 @@ pub(crate) struct Config {
     pub(crate) peer_timeout: Option<Duration>,
     /// `RMAP_PINNED=move`: adopt memory although some is pinned for DMA.
     pub(crate) move_pinned: bool,
+    /// `RMAP_FORK`: what a forked child has of large buffers that are adopted.
+    pub(crate) fork: Inheritance,
     /// `RMAP_WINDOW_LIMIT`: how many windows are kept that nobody is attached to.
     pub(crate) window_limit: usize,
+}
+
+/// What a forked child has of large buffers that importers have reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inheritance {
+    /// A copy.
+    Copy,
+    /// What the parent has, as it is now; what the child stores is its own.
+    Share,
+    /// Nothing.
+    Drop,
 }
 
 /// A process may have 65530 mappings unless told otherwise, and a window may take several.
@@ -33,6 +46,7 @@ impl Config {
             engine: engine(&text("RMAP_ENGINE")),
             peer_timeout: seconds.map(|s| Duration::from_secs_f64(s.min(1e9))),
             move_pinned: text("RMAP_PINNED") == "move",
+            fork: inheritance(&text("RMAP_FORK")),
             window_limit: text("RMAP_WINDOW_LIMIT").parse().unwrap_or(WINDOW_LIMIT),
         }
     }
@@ -55,6 +69,18 @@ fn disable(text: &str) -> bool {
         }
     }
     false
+}
+
+fn inheritance(text: &str) -> Inheritance {
+    match text {
+        "" | "copy" => Inheritance::Copy,
+        "share" => Inheritance::Share,
+        "drop" => Inheritance::Drop,
+        other => {
+            log!(Error, "RMAP_FORK={other} is not copy, share or drop: children get copies");
+            Inheritance::Copy
+        }
+    }
 }
 
 fn engine(text: &str) -> Option<Kind> {

@@ -1,7 +1,7 @@
 //! What forked children have, and what their parents and the importers keep.
 
 use rmap_tests::pattern::Seen;
-use rmap_tests::{Actor, Engine, PAGE, Report, Stage, compare, rounds, skip, vm_flags};
+use rmap_tests::{Actor, Engine, PAGE, Report, Setup, Stage, compare, rounds, skip, vm_flags};
 
 const ARENA: usize = 0x2100_0000_0000;
 /// Areas are so far apart that each becomes shared by itself.
@@ -216,4 +216,161 @@ fn no_store_of_an_importer_is_lost_to_a_fork() {
     expect_none("cuts", &exporter.stop(ours[1]), &["torn", "changed", "other"]);
     exporter.stop(ours[0]);
     exporter.exit();
+}
+
+/// Pages of a large buffer: more than a heap of the C library has, and than stays with ended threads.
+const LARGE: usize = (96 << 20) / PAGE;
+/// Pages of it that are looked at, not near its upper end.
+const LOOKED_AT: usize = 4096;
+
+/// An exporter with a large buffer and a small one, and an importer that has read some of both: where they have them.
+struct Buffers {
+    exporter: Actor,
+    importer: Actor,
+    large: [usize; 2],
+    small: [usize; 2],
+}
+
+impl Buffers {
+    fn new(stage: &Stage, policy: &str) -> Self {
+        let mut exporter = stage.actor_with(&Setup::with_env("RMAP_FORK", policy));
+        let mut importer = stage.actor();
+        let (large, small) = (exporter.anon(LARGE * PAGE), exporter.anon(8 * PAGE));
+        exporter.fill(large, LOOKED_AT, 1000);
+        exporter.fill(small, 8, 20);
+        let apid = importer.get(exporter.make_all());
+        let large = [large, importer.attach(apid, large, LARGE * PAGE)];
+        let small = [small, importer.attach(apid, small, 8 * PAGE)];
+        importer.check(large[1], LOOKED_AT, 1000);
+        importer.check(small[1], 8, 20);
+        Self { exporter, importer, large, small }
+    }
+
+    /// Whether the large buffer is shared with importers now, and not only when they ask again.
+    fn large_is_adopted(&self) -> bool {
+        let all = rmap_tests::maps(self.exporter.pid());
+        let first = all.iter().find(|mapping| mapping.range.contains(&self.large[0]));
+        first.is_some_and(|mapping| mapping.name.contains("memfd:rmap"))
+    }
+
+    /// What every child has, whatever the policy.
+    fn check_child(&mut self, child: &mut Actor) {
+        child.check(self.small[0], 8, 20);
+        child.fill(self.small[0], 8, 500);
+        self.exporter.check(self.small[0], 8, 20);
+        // Its own heap, threads and stacks, and the library.
+        let block = child.number("malloc 3000000");
+        child.store(block, 7).unwrap();
+        child.ok("worker 1 hello");
+        let thread = child.start("heap 1");
+        progress(child, &[thread], 5);
+        expect_none("heap", &child.stop(thread), &["wrong"]);
+        child.ok("spawn exit 0");
+        let fresh = child.anon(4 * PAGE);
+        child.fill(fresh, 4, 70);
+        let segid = child.make_all();
+        let here = self.importer.get_attach(segid, fresh, 4 * PAGE);
+        self.importer.check(here, 4, 70);
+        child.fork().exit();
+    }
+
+    /// Parent and importer share as before.
+    fn check_sharing(&mut self, stamp: u64) {
+        self.exporter.fill(self.large[0], LOOKED_AT, stamp);
+        self.importer.check(self.large[1], LOOKED_AT, stamp);
+        self.importer.fill(self.large[1], 8, 3);
+        self.exporter.check(self.large[0], 8, 3);
+        self.importer.fill(self.small[1], 8, 20);
+        self.exporter.check(self.small[0], 8, 20);
+    }
+}
+
+#[test]
+fn children_get_copies_of_large_buffers() {
+    let stage = Stage::new("children_get_copies_of_large_buffers", 120);
+    let mut buffers = Buffers::new(&stage, "copy");
+    let mut child = buffers.exporter.fork();
+    assert!(!buffers.large_is_adopted());
+    buffers.check_sharing(9000);
+    child.check(buffers.large[0], LOOKED_AT, 1000);
+    child.fill(buffers.large[0], LOOKED_AT, 4000);
+    buffers.exporter.check(buffers.large[0] + 8 * PAGE, LOOKED_AT - 8, 9008);
+    buffers.check_child(&mut child);
+    child.exit();
+    buffers.exporter.exit();
+}
+
+#[test]
+fn children_share_large_buffers_until_they_store() {
+    if !Engine::of_actors().shares_ordinary_memory() {
+        return skip(
+            "children_share_large_buffers_until_they_store",
+            "this engine leaves forks to the kernel",
+        );
+    }
+    let stage = Stage::new("children_share_large_buffers_until_they_store", 120);
+    let mut buffers = Buffers::new(&stage, "share");
+    for round in 0..2 {
+        buffers.exporter.fill(buffers.large[0], LOOKED_AT, 1000);
+        let mut child = buffers.exporter.fork();
+        assert!(buffers.large_is_adopted());
+        child.check(buffers.large[0], LOOKED_AT, 1000);
+        // What the child stores is its own.
+        child.fill(buffers.large[0], 8, 4000);
+        buffers.exporter.check(buffers.large[0], LOOKED_AT, 1000);
+        buffers.importer.check(buffers.large[1], LOOKED_AT, 1000);
+        buffers.check_sharing(9000 + round);
+        child.check(buffers.large[0], 8, 4000);
+        // What it has not stored to is the parent's.
+        child.check(buffers.large[0] + 8 * PAGE, LOOKED_AT - 8, 9008 + round);
+        buffers.check_child(&mut child);
+        child.exit();
+    }
+    // From another thread than the first, while others run.
+    let thread = buffers.exporter.start("heap 1");
+    let cutter = buffers.exporter.start(&format!("cuts {:#x} 1 {PAGE} 1", buffers.large[0] + 16 * PAGE));
+    let counter = buffers.exporter.start(&format!("inc {:#x} 1 {PAGE} 0", buffers.large[0] + 16 * PAGE));
+    progress(&mut buffers.exporter, &[cutter, thread, counter], 3);
+    // Children see the counter go on: that is what sharing means.
+    expect_none("cuts", &buffers.exporter.stop(cutter), &["torn", "other"]);
+    expect_none("heap", &buffers.exporter.stop(thread), &["wrong"]);
+    expect_none("inc", &buffers.exporter.stop(counter), &["lost"]);
+    buffers.exporter.exit();
+}
+
+#[test]
+fn children_do_without_large_buffers() {
+    if !Engine::of_actors().shares_ordinary_memory() {
+        return skip("children_do_without_large_buffers", "this engine leaves forks to the kernel");
+    }
+    let stage = Stage::new("children_do_without_large_buffers", 120);
+    let mut buffers = Buffers::new(&stage, "drop");
+    for round in 0..2 {
+        let mut child = buffers.exporter.fork();
+        assert!(buffers.large_is_adopted());
+        assert_eq!(child.oracle(buffers.large[0], 4), vec![None; 4]);
+        buffers.check_sharing(9000 + round);
+        buffers.check_child(&mut child);
+        child.exit();
+    }
+    buffers.exporter.exit();
+}
+
+/// A stack may be as long as a buffer, and lie in what looks like one.
+#[test]
+fn children_get_copies_of_long_stacks() {
+    for policy in ["share", "drop"] {
+        let stage = Stage::new("children_get_copies_of_long_stacks", 120);
+        let mut buffers = Buffers::new(&stage, policy);
+        let (address, len) = (buffers.large[0], LARGE * PAGE);
+        let thread = buffers.exporter.start(&format!("on {address:#x} {len:#x} ticking 500 recurse"));
+        progress(&mut buffers.exporter, &[thread], 10);
+        let mut child = buffers.exporter.fork();
+        child.check(address, LOOKED_AT, 1000);
+        child.fill(address, 8, 4000);
+        buffers.exporter.check(address, 8, 1000);
+        child.exit();
+        expect_none("recurse", &buffers.exporter.stop(thread), &["wrong"]);
+        buffers.exporter.exit();
+    }
 }

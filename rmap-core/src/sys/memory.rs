@@ -294,6 +294,18 @@ pub(crate) unsafe fn read_to(fd: impl AsFd, addr: usize, len: usize, offset: u64
     unsafe { raw::syscall(libc::SYS_pread64, [fd, addr, len, offset as usize, 0, 0]) }
 }
 
+/// The words at `addr`, if they can be read.
+pub(crate) fn words_at<const N: usize>(addr: usize) -> Option<[usize; N]> {
+    let mut words = [0; N];
+    let to = [words.as_mut_ptr().expose_provenance(), size_of_val(&words)];
+    let from = [addr, to[1]];
+    let this = rustix::process::getpid().as_raw_nonzero().get() as usize;
+    let vectors = [to.as_ptr().expose_provenance(), from.as_ptr().expose_provenance()];
+    // SAFETY: the kernel checks the source, and writes to the array.
+    let read = unsafe { raw::syscall(libc::SYS_process_vm_readv, [this, vectors[0], 1, vectors[1], 1, 0]) };
+    (read == Ok(to[1])).then_some(words)
+}
+
 /// The highest address a user mapping may end at (`TASK_SIZE`).
 pub(crate) fn task_size() -> usize {
     const FOUR_LEVELS: usize = (1 << 47) - PAGE;

@@ -15,10 +15,17 @@ const POKEUSER: usize = 6;
 const RAX: usize = 10 * 8;
 const ORIG_RAX: usize = 15 * 8;
 const RIP: usize = 16 * 8;
+const RSP: usize = 19 * 8;
+const FS_BASE: usize = 21 * 8;
 
 /// The instruction that a stopped thread goes on with.
 pub(crate) fn instruction(tid: u32) -> SysResult<usize> {
     peek(tid, RIP).map(isize::cast_unsigned)
+}
+
+/// Where a stopped thread has its stack, and its thread-local storage.
+pub(crate) fn stack_and_storage(tid: u32) -> SysResult<(usize, usize)> {
+    Ok((peek(tid, RSP)?.cast_unsigned(), peek(tid, FS_BASE)?.cast_unsigned()))
 }
 
 /// The kernel's own code for "restart this call unless a signal handler runs".

@@ -1,5 +1,6 @@
 //! How the application's threads ask the service thread for something: a slot per call under way, in own memory.
 
+use super::heritage::Heritage;
 use super::protocol::Access;
 use super::secret::Key;
 use super::slots::Slots;
@@ -51,6 +52,8 @@ pub(crate) enum Answer {
         range: Range,
     },
     Mapped(usize),
+    /// A fork may go on, and this is for the child.
+    Fork(Heritage),
 }
 
 const SLOTS: usize = 128;

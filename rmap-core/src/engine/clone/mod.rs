@@ -14,6 +14,7 @@ mod errand;
 mod exporter;
 mod gate;
 mod handed;
+mod heritage;
 mod importer;
 
 mod service;
@@ -32,6 +33,8 @@ use crate::range::Range;
 use crate::sys::fd::Lent;
 use crate::sys::memory::PAGE;
 use calls::{Answer, Call};
+use core::sync::atomic::{AtomicUsize, Ordering};
+use heritage::Heritage;
 use service::Running;
 use std::hash::{Hash, Hasher};
 
@@ -39,6 +42,8 @@ use std::hash::{Hash, Hasher};
 #[derive(Debug)]
 pub(crate) struct CloneEngine {
     service: Running,
+    /// The list of what the child of the fork under way takes over; 0 if it takes over nothing.
+    heritage: AtomicUsize,
 }
 
 fn unexpected() -> Error {
@@ -62,7 +67,7 @@ impl CloneEngine {
     /// # Errors
     /// [`Error::Unsupported`] where the kernel does not offer what it needs.
     pub(crate) fn start(config: Config) -> Result<Self> {
-        service::start(config).map(|service| Self { service })
+        service::start(config).map(|service| Self { service, heritage: AtomicUsize::new(0) })
     }
 
     fn done(&self, call: Call) -> Result<()> {
@@ -150,12 +155,21 @@ impl Engine for CloneEngine {
 
     fn before_fork(&'static self) {
         // If it fails, the log says so.
-        let _ = self.done(Call::ForkBegin);
+        if let Ok(Answer::Fork(heritage)) = self.service.calls.post(Call::ForkBegin) {
+            self.heritage.store(heritage.addr(), Ordering::Relaxed);
+        }
     }
 
     fn after_fork_in_parent(&self) {
+        if let Some(heritage) = Heritage::at(self.heritage.swap(0, Ordering::Relaxed)) {
+            heritage.give_up();
+        }
         let _ = self.done(Call::ForkEnd);
     }
 
-    fn after_fork_in_child(&self) {}
+    fn after_fork_in_child(&self) {
+        if let Some(heritage) = Heritage::at(self.heritage.swap(0, Ordering::Relaxed)) {
+            heritage.take();
+        }
+    }
 }

@@ -190,6 +190,7 @@ fn set_up(
     let mut exporter = Exporter::new(config)?;
     exporter.keep_out(stack.0, stack.1);
     exporter.run_on(programs);
+    exporter.set_up_forks()?;
     let doorbell = Doorbell::new().map_err(missing("eventfd"))?;
     sheet::start()?;
     let (endpoint, key, doors) = rendezvous::listen(Kind::Clone)?;
@@ -270,8 +271,10 @@ impl Service {
             }
             self.importer.try_again(self.calls, &self.poller, HOST);
             self.exporter.try_again(&self.poller, CLIENT);
-            if let Some(ticket) = self.exporter.step(self.calls, &self.doorbell, (&self.poller, SIBLING)) {
-                self.calls.answer(ticket, Ok(Answer::Done));
+            if let Some((ticket, answer)) =
+                self.exporter.step(self.calls, &self.doorbell, (&self.poller, SIBLING))
+            {
+                self.calls.answer(ticket, Ok(answer));
             }
             self.exporter.catch_up_clients(&self.poller, CLIENT);
             self.exporter.mind_importers(self.calls, &self.poller, WATCHER);

@@ -3,6 +3,7 @@
 use crate::{
     command::{Arguments, Failure, Outcome},
     system,
+    work::Child,
 };
 use rmap_tests::PAGE;
 use std::{hint::black_box, ptr, time::Instant};
@@ -11,7 +12,8 @@ const RW: usize = (libc::PROT_READ | libc::PROT_WRITE) as usize;
 const PRIVATE: usize = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as usize;
 
 /// `cost malloc LEN COUNT`, `cost map LEN COUNT`, `cost fault LEN COUNT`: the time of one `malloc` with `free`, of one `mmap` with a
-/// store to each page and `munmap`, of one page fault. `cost munmap ADDRESS LEN`: the time of this one call.
+/// store to each page and `munmap`, of one page fault. `cost munmap ADDRESS LEN`: the time of this one call. `cost fork 0 0`: the time of
+/// `fork` in the parent.
 pub(crate) fn cost(arguments: &mut Arguments<'_>) -> Outcome {
     let what = arguments.word()?;
     let (first, second): (usize, usize) = (arguments.number()?, arguments.number()?);
@@ -23,6 +25,13 @@ pub(crate) fn cost(arguments: &mut Arguments<'_>) -> Outcome {
             let start = Instant::now();
             system::call(libc::SYS_munmap, [first, second, 0, 0, 0, 0]).map_err(Failure::Errno)?;
             start.elapsed().as_nanos() as f64
+        }
+        "fork" => {
+            let start = Instant::now();
+            let child = Child::fork(|| 0).map_err(Failure::Errno)?;
+            let forked = start.elapsed();
+            child.wait().map_err(Failure::Errno)?;
+            forked.as_nanos() as f64
         }
         other => return Err(Failure::Usage(format!("no cost of {other}"))),
     };

@@ -441,6 +441,8 @@ pub(crate) fn copy(objects: &mut Objects, domain: Range, range: Range) -> Result
 pub(crate) enum Origin {
     /// Private memory, adopted.
     Private,
+    /// The same, without file, name, or a wish that children are concerned with: what `mmap` gives.
+    Plain,
     /// Shared anonymous memory that nobody else mapped, adopted.
     Shared,
     /// A copy of pages of this file.
@@ -456,6 +458,14 @@ pub(crate) struct Backing {
 }
 
 impl Backing {
+    /// By memory that had these attributes.
+    pub(crate) fn adopted(serial: u32, origin: Origin, attributes: &Attributes) -> Self {
+        let wishes = Wishes::of(attributes);
+        let special = wishes != Wishes::default() || attributes.grows_down;
+        let origin = if origin == Origin::Plain && special { Origin::Private } else { origin };
+        Self { serial, origin, wishes }
+    }
+
     /// By memory of which no more is known.
     pub(crate) fn new(serial: u32, origin: Origin) -> Self {
         Self { serial, origin, wishes: Wishes::default() }

@@ -1,13 +1,15 @@
-//! Before and after a `fork` of the application's.
+//! Before and after a `fork` of the application's: what its child has of adopted memory.
 
 use super::adopt::Origin;
 use super::{Exporter, Fork, Job, SOON};
+use crate::config::Inheritance;
 use crate::engine::clone::calls::Ticket;
+use crate::engine::clone::heritage::Heritage;
 use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
-use crate::sys::thread;
+use crate::sys::{memory, thread};
 use core::ops::ControlFlow;
 use core::time::Duration;
 
@@ -72,9 +74,28 @@ impl Exporter {
     ///
     /// # Errors
     /// Some of it is adopted still.
-    pub(super) fn prepare_fork(&mut self) -> Result<()> {
+    pub(super) fn prepare_fork(&mut self) -> Result<Option<Heritage>> {
+        let mut kept = self.kept_from_children();
+        let (buffers, heritage) = self.spared_buffers();
+        kept.reserve(buffers.len()).map_err(failed("mmap"))?;
+        for buffer in buffers.iter() {
+            kept.push(*buffer).map_err(failed("mmap"))?;
+        }
+        kept.sort_unstable();
+        match self.evict_all_but(&kept) {
+            Ok(()) => Ok(heritage),
+            Err(error) => {
+                if let Some(heritage) = heritage {
+                    heritage.give_up();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn evict_all_but(&mut self, kept: &[Range]) -> Result<()> {
         let mut from = 0;
-        for kept in self.kept_from_children().iter() {
+        for kept in kept {
             self.evict_for_fork(from, kept.start())?;
             from = kept.end();
         }
@@ -85,6 +106,62 @@ impl Exporter {
         let range = Range::between(start, end);
         range
             .map_or(Ok(()), |range| self.evict(range, |backing| !matches!(backing.origin, Origin::Copied(_))))
+    }
+
+    /// The buffers that stay adopted during the fork, and what the child gets of them.
+    fn spared_buffers(&self) -> (OwnVec<Range>, Option<Heritage>) {
+        let found = match self.config.fork {
+            Inheritance::Copy => Ok((OwnVec::new(), None)),
+            Inheritance::Drop => self.buffers_to_spare().map(|buffers| (buffers, None)),
+            Inheritance::Share => self.buffers_to_spare().and_then(|buffers| self.views_of(buffers)),
+        };
+        let (buffers, heritage) = found.unwrap_or_else(|error| {
+            log!(Warn, "fork: everything is copied: {error}");
+            (OwnVec::new(), None)
+        });
+        if self.config.fork != Inheritance::Copy {
+            let stay: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+            log!(Info, "fork: {} MiB of buffers are not copied", stay >> 20);
+        }
+        (buffers, heritage)
+    }
+
+    /// Buffers, none of which the child inherits as it is, whatever the application has advised meanwhile.
+    fn buffers_to_spare(&self) -> Result<OwnVec<Range>> {
+        let mut buffers = self.buffers()?;
+        buffers.retain(|buffer| memory::advise(buffer.start(), buffer.len(), libc::MADV_DONTFORK).is_ok());
+        Ok(buffers)
+    }
+
+    /// Views of buffers, for the child. Buffers without one are copied.
+    fn views_of(&self, buffers: OwnVec<Range>) -> Result<(OwnVec<Range>, Option<Heritage>)> {
+        let mut pieces = OwnVec::new();
+        for buffer in buffers.iter() {
+            let mut addr = buffer.start();
+            while let Some(vma) = self.maps.at_or_after(addr).filter(|vma| vma.start < buffer.end()) {
+                addr = vma.end;
+                let mapped = Range::between(vma.start, vma.end).and_then(|all| all.intersection(*buffer));
+                for span in mapped.into_iter().flat_map(|mapped| self.backed.within(mapped)) {
+                    pieces.push((span, vma.prot)).map_err(failed("mmap"))?;
+                }
+            }
+        }
+        let mut viewed = OwnVec::new();
+        if pieces.is_empty() {
+            return Ok((viewed, None));
+        }
+        viewed.reserve(pieces.len()).map_err(failed("mmap"))?;
+        let list = Heritage::with_room(pieces.len()).map_err(failed("mmap"))?;
+        for (span, prot) in pieces.iter() {
+            let object = self.objects.get(span.value.serial);
+            match object.map(|object| list.add(object.own(), span.range, *prot)) {
+                // There is room.
+                Some(Ok(())) => viewed.push(span.range).map_err(failed("mmap"))?,
+                Some(Err(errno)) => log!(Warn, "{} is copied for a child: {errno}", span.range),
+                None => {}
+            }
+        }
+        Ok((viewed, Some(list)))
     }
 
     /// What the application keeps from its children by its own doing (`MADV_DONTFORK`), in order of address.

@@ -42,6 +42,8 @@ struct Shared {
     doorbell: i32,
     seen: usize,
     order: usize,
+    /// 0 if nobody wants to know.
+    stacks: usize,
 }
 
 /// `PID_MAX_LIMIT` of the kernel. The tables below are indexed by thread id; untouched pages take no memory.
@@ -60,12 +62,17 @@ pub(crate) struct Freezer {
     errand: Errand<Shared>,
     seen: OwnMemory,
     order: OwnMemory,
+    /// Where the stopped threads have their stacks and their thread-local storage, in the same order.
+    stacks: Option<OwnMemory>,
     tasks: OwnedFd,
     /// And what is readable once it has ended.
     sibling: Option<(Sibling, OwnedFd)>,
     /// Yama wants to be told who may trace us.
     needs_exception: bool,
 }
+
+/// An address in a thread's stack, and one in its thread-local storage.
+pub(crate) type Stack = (usize, usize);
 
 /// How far a freeze is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +89,27 @@ impl Freezer {
             errand: Errand::new(64 << 10)?,
             seen: OwnMemory::new(THREADS)?,
             order: OwnMemory::new(THREADS * 4)?,
+            stacks: None,
             tasks: procfs::open(c"/proc/self/task")?,
             sibling: None,
             needs_exception: false,
+        })
+    }
+
+    /// Has every freeze find out where the threads have their stacks.
+    pub(crate) fn find_stacks(&mut self) -> SysResult<()> {
+        self.stacks = Some(OwnMemory::new(THREADS * size_of::<Stack>())?);
+        Ok(())
+    }
+
+    /// Where the threads that stand still have their stacks, and their thread-local storage.
+    pub(crate) fn stacks(&self) -> impl Iterator<Item = Stack> + '_ {
+        let found = self.stacks.as_ref().map(|memory| (memory.addr(), self.threads() as usize));
+        let (addr, count) = found.unwrap_or_default();
+        (0..count.min(THREADS)).map(move |index| {
+            let table: *const Stack = core::ptr::with_exposed_provenance(addr);
+            // SAFETY: the sibling has written so many, and writes no more.
+            unsafe { table.add(index).read() }
         })
     }
 
@@ -126,6 +151,7 @@ impl Freezer {
                 doorbell: doorbell.as_raw_fd(),
                 seen: self.seen.addr(),
                 order: self.order.addr(),
+                stacks: self.stacks.as_ref().map_or(0, OwnMemory::addr),
             })
         };
         // SAFETY: no sibling runs; `sibling_main` makes raw system calls only.
@@ -248,6 +274,18 @@ impl Tables {
         }
     }
 
+    /// Notes where the threads have their stacks.
+    fn note_stacks(&self, table: *mut Stack) {
+        for index in 0..self.count {
+            // SAFETY: entries below `count` were written by `remember`.
+            let tid = unsafe { self.order.add(index).read() };
+            // One that is gone has none.
+            let stack = ptrace::stack_and_storage(tid).unwrap_or_default();
+            // SAFETY: the table has THREADS entries, and this sibling alone writes to it.
+            unsafe { table.add(index).write(stack) };
+        }
+    }
+
     /// Lets everything go, and clears the tables for the next time.
     fn release(&mut self) {
         for index in 0..self.count {
@@ -286,7 +324,12 @@ extern "C" fn sibling_main(shared: *mut c_void) -> i32 {
     let result =
         if shared.trial { ptrace::seize(shared.service_thread) } else { stop_all(shared, &mut tables) };
     let outcome = match result {
-        Ok(()) => FROZEN,
+        Ok(()) => {
+            if shared.stacks != 0 {
+                tables.note_stacks(core::ptr::with_exposed_provenance_mut(shared.stacks));
+            }
+            FROZEN
+        }
         Err(errno) => {
             tables.release();
             shared.errno.store(errno.raw_os_error() as u32, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 
 mod adopt;
 mod attributes;
+mod buffers;
 mod client;
 mod events;
 mod extract;
@@ -27,7 +28,7 @@ use super::calls::{Answer, Calls, Ticket};
 use super::protocol::{Access, Message};
 use super::rights;
 use super::secret::Key;
-use crate::config::Config;
+use crate::config::{Config, Inheritance};
 use crate::counters::rows::{PeerRows, Row, SegmentRows};
 use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed, is_passing, missing};
@@ -431,6 +432,14 @@ impl Exporter {
         self.programs = programs;
     }
 
+    /// Finds out what the way of forks needs that was asked for.
+    pub(crate) fn set_up_forks(&mut self) -> Result<()> {
+        if self.config.fork == Inheritance::Copy {
+            return Ok(());
+        }
+        self.freezer.find_stacks().map_err(failed("mmap"))
+    }
+
     /// Another process has connected. It must show that it knows the key.
     pub(crate) fn connected(&mut self, socket: OwnedFd, key: Key, poller: &Poller, token: u64) {
         let number = self.next_client;
@@ -630,14 +639,14 @@ impl Exporter {
         }
     }
 
-    /// Starts a freeze if something waits for one, and does what waits once everything stands. Returns the ticket of
-    /// a fork that may go on.
+    /// Starts a freeze if something waits for one, and does what waits once everything stands. Returns the answer to a
+    /// fork that may go on.
     pub(crate) fn step(
         &mut self,
         calls: &Calls,
         doorbell: &Doorbell,
         (poller, token): (&Poller, u64),
-    ) -> Option<Ticket> {
+    ) -> Option<(Ticket, Answer)> {
         self.resume_postponed();
         self.watch_the_rest();
         loop {
@@ -714,8 +723,8 @@ impl Exporter {
         });
     }
 
-    /// Does what needs all threads to stand still. Returns the ticket of a fork that may go on now.
-    fn run_jobs(&mut self, calls: &Calls) -> Option<Ticket> {
+    /// Does what needs all threads to stand still. Returns the answer to a fork that may go on now.
+    fn run_jobs(&mut self, calls: &Calls) -> Option<(Ticket, Answer)> {
         while let Some(job) = self.jobs.remove(0) {
             match job {
                 Job::Resolve { client, request } => {
@@ -743,14 +752,16 @@ impl Exporter {
                 }
                 Job::EvictIdle => self.evict_idle_objects(),
                 Job::Fork(fork) => {
-                    if let Err(error) = self.prepare_fork() {
-                        if self.fork_later(fork, &error) {
-                            continue;
+                    let answer = match self.prepare_fork() {
+                        Ok(heritage) => heritage.map_or(Answer::Done, Answer::Fork),
+                        Err(error) if self.fork_later(fork, &error) => continue,
+                        Err(error) => {
+                            fork::log_loss(&error);
+                            Answer::Done
                         }
-                        fork::log_loss(&error);
-                    }
+                    };
                     self.forking = true;
-                    return Some(fork.ticket);
+                    return Some((fork.ticket, answer));
                 }
             }
         }

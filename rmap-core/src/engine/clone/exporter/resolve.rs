@@ -1,7 +1,7 @@
 //! Answering an importer that waits for a page.
 
 use super::super::protocol::{Access, Source};
-use super::adopt::{self, Adopted, Backing, Means, Origin, Wishes};
+use super::adopt::{self, Adopted, Backing, Means, Origin};
 use super::attributes;
 use super::client::Grant;
 use super::pins;
@@ -164,7 +164,9 @@ impl Exporter {
                     // Before the mapping is replaced: its file may be reached through it alone.
                     self.private_files.note(range, &mapping.vma, mapping.path());
                 }
-                self.adopt(grant, request, range, protected, &mapping.vma, Origin::Private, frozen)
+                let plain = mapping.vma.file.is_none() && mapping.path().is_empty();
+                let origin = if plain { Origin::Plain } else { Origin::Private };
+                self.adopt(grant, request, range, protected, &mapping.vma, origin, frozen)
             }
             Plan::Copy { range, file } => {
                 let domain = grant.range;
@@ -366,7 +368,7 @@ impl Exporter {
             let Some(object) = self.objects.get(serial) else {
                 return Err(Error::Invalid("an object that is not there"));
             };
-            let backing = Backing { serial, origin, wishes: Wishes::of(&attributes) };
+            let backing = Backing::adopted(serial, origin, &attributes);
             self.backed.insert(range, backing).map_err(failed("mmap"))?;
             let means = Means {
                 maps: &self.maps,
