@@ -190,23 +190,32 @@ impl Maps {
     }
 
     /// The mapping that covers `addr`, else the next one above it.
-    pub(crate) fn at_or_after(&self, addr: usize) -> Option<Vma> {
+    ///
+    /// # Errors
+    /// It cannot be found out now. That is not to be taken for no mapping.
+    pub(crate) fn find_at_or_after(&self, addr: usize) -> SysResult<Option<Vma>> {
         if self.supported.load(Ordering::Relaxed) {
             match self.query(addr) {
-                Ok(vma) => return Some(vma),
-                Err(Errno::NOENT) => return None,
+                Ok(vma) => return Ok(Some(vma)),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(errno @ (Errno::NOMEM | Errno::INTR | Errno::AGAIN)) => return Err(errno),
                 Err(_) => self.supported.store(false, Ordering::Relaxed),
             }
         }
         let mut found = None;
-        let _ = self.each_vma(|vma, _| {
+        self.each_vma(|vma, _| {
             if vma.end > addr {
                 found = Some(*vma);
                 return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
-        });
-        found
+        })?;
+        Ok(found)
+    }
+
+    /// As [`Self::find_at_or_after`], where a mapping that is not found does no harm.
+    pub(crate) fn at_or_after(&self, addr: usize) -> Option<Vma> {
+        self.find_at_or_after(addr).ok().flatten()
     }
 
     /// The mapping that covers `addr`.

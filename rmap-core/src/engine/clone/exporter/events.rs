@@ -471,7 +471,9 @@ impl Exporter {
         let mut from = 0;
         for range in scope {
             from = from.max(range.start());
-            while let Some(vma) = self.maps.at_or_after(from).filter(|vma| vma.start < range.end()) {
+            let read = failed("read of /proc/thread-self/maps");
+            let next = |addr| self.maps.find_at_or_after(addr).map_err(&read);
+            while let Some(vma) = next(from)?.filter(|vma| vma.start < range.end()) {
                 if let (Some(file), Some(mapped)) = (vma.file, Range::between(vma.start, vma.end)) {
                     self.survey_mapping(&vma, file, mapped, survey).map_err(failed("mmap"))?;
                 }

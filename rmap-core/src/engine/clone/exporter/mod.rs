@@ -819,7 +819,9 @@ impl Exporter {
         };
         if !matches!(backing.origin, Origin::Copied(_)) {
             let mut addr = part.start();
-            while let Some(vma) = self.maps.at_or_after(addr).filter(|vma| vma.start < part.end()) {
+            let read = failed("read of /proc/thread-self/maps");
+            let next = |addr| self.maps.find_at_or_after(addr).map_err(&read);
+            while let Some(vma) = next(addr)?.filter(|vma| vma.start < part.end()) {
                 addr = vma.end;
                 let mapped = Range::between(vma.start, vma.end).and_then(|all| all.intersection(part));
                 let Some(piece) = mapped.filter(|_| object.is_at_home(&vma)) else {
