@@ -2,7 +2,7 @@
 //!
 //! A key is made of the bits that all ids of a process share. The name of its socket comes from the key, and so do the proofs by which an
 //! importer and an exporter show each other that they know it. None of that leads back but by trying all ids, and each try takes
-//! as long as it takes a process to find another: see [`ROUNDS`].
+//! as long as it takes a process to find another: see `ROUNDS`.
 
 use super::siphash::siphash;
 
