@@ -4,6 +4,7 @@ use crate::abi;
 use crate::error::{self, Error, Result, failed};
 use crate::id::Id;
 use crate::sys::device::{self, xpmem};
+use crate::sys::fd;
 use crate::sys::maps::FileId;
 use crate::sys::{Errno, SysResult};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -27,6 +28,7 @@ impl Device {
     fn open() -> SysResult<Self> {
         let fd = device::open(device::XPMEM)?;
         let id = FileId::of(&fd)?;
+        fd::never_close(&fd);
         Ok(Self { fd, id })
     }
 }
@@ -133,6 +135,7 @@ impl Driver {
     pub(crate) fn forget_after_fork(&self) {
         // Another thread of the parent may have held it.
         let Ok(device) = self.device.try_read() else { return };
+        fd::may_close();
         if FileId::of(&device.fd) == Ok(device.id) {
             // SAFETY: ours, and nothing in the child refers to it any more: the driver is opened anew.
             drop(unsafe { OwnedFd::from_raw_fd(device.fd.as_raw_fd()) });

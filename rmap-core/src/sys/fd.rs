@@ -173,18 +173,38 @@ pub(crate) fn may_leave_shared_table() -> SysResult<()> {
     unsafe { raw::syscall(libc::SYS_close_range, [none, none, 0, 0, 0, 0]) }.map(drop)
 }
 
+/// The number of a descriptor that is not closed in any table; -1 if there is none.
+static NEVER_CLOSED: AtomicI32 = AtomicI32::new(-1);
+
+/// Has tables that threads are given later keep this descriptor: its driver takes the closing of any copy for the end of the process.
+pub(crate) fn never_close(fd: impl AsFd) {
+    NEVER_CLOSED.store(fd.as_fd().as_raw_fd(), Ordering::Release);
+}
+
+/// Takes back [`never_close`].
+pub(crate) fn may_close() {
+    NEVER_CLOSED.store(-1, Ordering::Release);
+}
+
 /// Gives the calling thread a table of descriptors of its own. What its process has is not in it, but for standard error if that is to be
-/// kept (`CLOSE_RANGE_UNSHARE`, Linux 5.9).
+/// kept, and what [`never_close`] names (`CLOSE_RANGE_UNSHARE`, Linux 5.9).
 pub(crate) fn leave_shared_table(keep_standard_error: bool) -> SysResult<()> {
     const UNSHARE: usize = 2;
-    let standard_error = libc::STDERR_FILENO as usize;
-    let first = if keep_standard_error { standard_error + 1 } else { 0 };
-    let args = [first, u32::MAX as usize, UNSHARE, 0, 0, 0];
-    // SAFETY: nothing of what the calling thread does from now on refers to a descriptor of before (it has none yet: callers).
-    unsafe { raw::syscall(libc::SYS_close_range, args) }?;
-    if keep_standard_error {
-        // SAFETY: as above.
-        unsafe { raw::syscall(libc::SYS_close_range, [0, standard_error - 1, 0, 0, 0, 0]) }?;
+    let standard_error = keep_standard_error.then_some(libc::STDERR_FILENO as usize);
+    let never_closed = usize::try_from(NEVER_CLOSED.load(Ordering::Acquire)).ok();
+    let mut kept = [standard_error, never_closed].map(|number| number.map_or(0, |number| number + 1));
+    kept.sort_unstable();
+    // From the top: what is above need not even be copied to the new table.
+    let mut last = u32::MAX as usize;
+    let mut flags = UNSHARE;
+    for first in kept.into_iter().rev().chain([0]) {
+        if first <= last {
+            // SAFETY: nothing of what the calling thread does from now on refers to a descriptor of before (it has none yet: callers).
+            unsafe { raw::syscall(libc::SYS_close_range, [first, last, flags, 0, 0, 0]) }?;
+            flags = 0;
+        }
+        let Some(below) = first.checked_sub(2) else { break };
+        last = below;
     }
     // The places of the standard streams are not for anything else: somebody may write to them.
     loop {
