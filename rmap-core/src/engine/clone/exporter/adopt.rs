@@ -62,7 +62,7 @@ fn fill_existing(
 ///
 /// # Safety
 /// It must show what is there now, and nobody may store to that meanwhile.
-unsafe fn map_home(object: &Object, range: Range, prot: ProtFlags) -> SysResult<()> {
+pub(super) unsafe fn map_home(object: &Object, range: Range, prot: ProtFlags) -> SysResult<()> {
     let flags = MapFlags::SHARED | MapFlags::NORESERVE;
     // SAFETY: the caller's promise.
     unsafe { memory::map_over(range.start(), range.len(), prot, flags, object.own(), range.start() as u64) }
@@ -322,8 +322,14 @@ fn privatize_from(
         )
     };
     // SAFETY: the staging area is ours, and as long.
-    let privatized = unsafe { Extract::take(object, from, to, staging, order, placement) }
-        .and_then(|extract| put_in_place().inspect_err(|_| extract.put_back()));
+    let privatized =
+        unsafe { Extract::take(object, from, to, staging, order, placement) }.and_then(|extract| {
+            put_in_place().inspect_err(|_| {
+                // SAFETY: nobody else uses the staging area, which may be readable no more.
+                let _ = unsafe { memory::protect(staging, to.len(), ProtFlags::READ) };
+                extract.put_back();
+            })
+        });
     if privatized.is_err() {
         // SAFETY: the staging area is ours.
         let _ = unsafe { memory::unmap(staging, to.len()) };
@@ -372,57 +378,6 @@ pub(crate) unsafe fn give_own_file(
     // SAFETY: the view is ours.
     let _ = unsafe { memory::unmap(view, range.len()) };
     given.map(|()| fd)
-}
-
-/// Brings memory that `mremap` has moved to `to` from `from` back to where its address says, in `home`. The range that `vma` maps starts at
-/// `to.start()`.
-///
-/// The mover is held in its call meanwhile; nobody else can know the new address yet. The range is not watched afterwards.
-pub(crate) fn rehome(
-    source: &Object,
-    home: &Object,
-    from: usize,
-    to: Range,
-    prot: ProtFlags,
-    watchers: &Watchers,
-    placement: &Placement,
-) -> Result<()> {
-    let policy = placement.begin(home, to);
-    home.punch(to).map_err(failed("fallocate"))?;
-    let old = to.shifted(to.start(), from).ok_or(Error::Invalid("moved from nowhere"))?;
-    let mut rest = Some(old);
-    while let Some(data) = rest.and_then(|rest| source.next_data(rest)) {
-        if let Some(target) = data.shifted(from, to.start()) {
-            // The new address still maps the old offset, but perhaps without the right to read.
-            copy_between(source, data.start(), home, target, placement).map_err(failed("copy_file_range"))?;
-        }
-        rest = Range::between(data.end(), old.end());
-    }
-    watchers.forget(to).map_err(failed("UFFDIO_UNREGISTER"))?;
-    // SAFETY: the object shows the same bytes at the new place.
-    unsafe { map_home(home, to, prot) }.map_err(failed("mmap"))?;
-    placement.give(to, policy);
-    Ok(())
-}
-
-/// Copies pages from one object to another, through a mapping of the source.
-fn copy_between(
-    source: &Object,
-    from: usize,
-    target: &Object,
-    to: Range,
-    placement: &Placement,
-) -> SysResult<()> {
-    let view = memory::map(to.len(), ProtFlags::READ, MapFlags::SHARED, source.own(), from as u64)?;
-    let result = Range::new(view, to.len()).ok_or(Errno::INVAL).and_then(|pages| {
-        placement.copy(pages, |part| {
-            let there = part.shifted(view, to.start()).ok_or(Errno::INVAL)?;
-            copy_to(target, part.start(), there)
-        })
-    });
-    // SAFETY: the view is ours.
-    let _ = unsafe { memory::unmap(view, to.len()) };
-    result
 }
 
 /// Copies a range that does not change into the protected object of its domain.

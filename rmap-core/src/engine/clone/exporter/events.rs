@@ -8,6 +8,8 @@
 //! two may be read to learn what has moved where; memory that has moved is left alone until then.
 
 use super::adopt::{self, Backing, Origin};
+use super::extract::Order;
+use super::rehome::{Transfer, rehome};
 use super::{Exporter, SOON, Shared};
 use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
@@ -573,7 +575,8 @@ impl Exporter {
         let value = Backing { serial: home.serial, ..backing };
         // First, and also if it fails: what the object has here must not be taken for a leftover.
         self.backed.insert(to, value).map_err(failed("mmap"))?;
-        adopt::rehome(source, home, from.start(), to, vma.prot, &self.watchers, &self.placement)?;
+        let transfer = Transfer { source, from, home, to };
+        rehome(transfer, Order::TakeFirst, vma.prot, &self.watchers, &self.placement)?;
         adopt::restore_attributes(to, attributes, vma.prot);
         self.watch_surely(to);
         self.private_files.forget(to);

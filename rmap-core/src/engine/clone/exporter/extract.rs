@@ -12,7 +12,7 @@ use crate::error::{Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
-use crate::sys::memory::{self, HUGE_PAGE, PAGE, ProtFlags};
+use crate::sys::memory::{self, HUGE_PAGE, PAGE};
 use crate::sys::pipe::Pipe;
 use crate::sys::{Errno, SysResult};
 
@@ -114,11 +114,9 @@ impl<'a> Extract<'a> {
         if held { pipes.release(block.len(), place, whole) } else { Ok(()) }
     }
 
-    /// Gives the object its pages back. What is in the staging area then is of no use.
+    /// Gives the object its pages back: the staging area must be readable.
     pub(crate) fn put_back(&self) {
         for range in self.taken.iter() {
-            // SAFETY: the staging area is ours, and nobody uses it any more.
-            let _ = unsafe { memory::protect(self.place_of(range.start()), range.len(), ProtFlags::READ) };
             let mut done = 0;
             while done < range.len() {
                 let (addr, offset) = (self.place_of(range.start()) + done, (range.start() + done) as u64);
@@ -135,7 +133,8 @@ impl<'a> Extract<'a> {
     }
 }
 
-fn end_of_block(start: usize) -> usize {
+/// Where the block ends that `start` is in.
+pub(super) fn end_of_block(start: usize) -> usize {
     (start + 1).next_multiple_of(HUGE_PAGE)
 }
 

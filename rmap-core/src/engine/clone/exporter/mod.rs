@@ -18,6 +18,7 @@ mod pins;
 mod plan;
 mod private_files;
 mod programs;
+mod rehome;
 mod resolve;
 mod staging;
 mod status;

@@ -33,12 +33,34 @@ impl Programs {
         }
         (Range::between(range.start(), end).unwrap_or(range), Order::TakeFirst)
     }
+
+    /// The part that `addr` is in.
+    pub(super) fn part_with(&self, addr: usize, range: Range) -> (Range, Order) {
+        let mut rest = range;
+        loop {
+            let (part, order) = self.first_part(rest);
+            match Range::between(part.end(), range.end()).filter(|_| !part.contains(addr)) {
+                Some(behind) => rest = behind,
+                None => return (part, order),
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::memory::PAGE;
+
+    #[test]
+    fn a_part_is_found_by_an_address() {
+        let pages = |start: usize, end: usize| Range::between(start * PAGE, end * PAGE).unwrap();
+        let programs = Programs([Some(pages(20, 30)), None, Some(pages(10, 15))]);
+        let at = |page: usize| programs.part_with(page * PAGE, pages(8, 40));
+        assert_eq!(at(8), (pages(8, 10), Order::TakeFirst));
+        assert_eq!(at(14), (pages(10, 15), Order::CopyFirst));
+        assert_eq!(at(39), (pages(30, 40), Order::TakeFirst));
+    }
 
     #[test]
     fn a_range_is_cut_at_the_borders_of_programs() {

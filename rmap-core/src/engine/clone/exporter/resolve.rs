@@ -4,8 +4,10 @@ use super::super::protocol::{Access, Source};
 use super::adopt::{self, Adopted, Backing, Means, Origin};
 use super::attributes;
 use super::client::Grant;
+use super::extract::Order;
 use super::pins;
 use super::plan::{self, Mapping, Plan};
+use super::rehome::{Transfer, rehome};
 use super::rights::User;
 use super::{Exporter, Postponed, Resolve, Shared};
 use crate::counters::{self, Cell};
@@ -271,7 +273,8 @@ impl Exporter {
             let Some(range) = reach.intersection(domain) else {
                 return Ok(None);
             };
-            return self.move_home(domain, protected, range, backing, &vma, frozen).map(Some);
+            let (range, order) = self.programs.part_with(page, range);
+            return self.move_home(domain, protected, range, order, backing, &vma, frozen).map(Some);
         }
         if request.store && object.protected {
             return Ok(Some(Finding::ReadOnly));
@@ -285,11 +288,13 @@ impl Exporter {
     }
 
     /// Moves adopted memory to the object of another domain or protection.
+    #[expect(clippy::too_many_arguments, reason = "one step of `find_backed`, kept apart for its length")]
     fn move_home(
         &mut self,
         domain: Range,
         protected: bool,
         range: Range,
+        order: Order,
         backing: Backing,
         vma: &Vma,
         frozen: bool,
@@ -303,8 +308,8 @@ impl Exporter {
         };
         let attributes = self.attributes_to_keep(range);
         self.backed.insert(range, Backing { serial, ..backing }).map_err(failed("mmap"))?;
-        let (watchers, placement) = (&self.watchers, &self.placement);
-        let moved = adopt::rehome(source, home, range.start(), range, vma.prot, watchers, placement);
+        let transfer = Transfer { source, from: range, home, to: range };
+        let moved = rehome(transfer, order, vma.prot, &self.watchers, &self.placement);
         if moved.is_err() {
             let _ = home.punch(range);
             // It has been there before, so there is room.
