@@ -198,7 +198,8 @@ impl Maps {
             match self.query(addr) {
                 Ok(vma) => return Ok(Some(vma)),
                 Err(Errno::NOENT) => return Ok(None),
-                Err(errno @ (Errno::NOMEM | Errno::INTR | Errno::AGAIN)) => return Err(errno),
+                // The text may be there.
+                Err(Errno::NOMEM | Errno::AGAIN) => {}
                 Err(_) => self.supported.store(false, Ordering::Relaxed),
             }
         }
@@ -219,6 +220,14 @@ impl Maps {
     }
 
     /// The mapping that covers `addr`.
+    ///
+    /// # Errors
+    /// As [`Self::find_at_or_after`].
+    pub(crate) fn find_at(&self, addr: usize) -> SysResult<Option<Vma>> {
+        Ok(self.find_at_or_after(addr)?.filter(|vma| vma.start <= addr))
+    }
+
+    /// As [`Self::find_at`], where a mapping that is not found does no harm.
     pub(crate) fn at(&self, addr: usize) -> Option<Vma> {
         self.at_or_after(addr).filter(|vma| vma.start <= addr)
     }
@@ -304,9 +313,17 @@ impl Maps {
             args.name_addr = name.bytes.as_mut_ptr().expose_provenance() as u64;
         }
         let pointer = core::ptr::from_mut(&mut args).expose_provenance();
-        // SAFETY: PROCMAP_QUERY fills the struct, whose size it is told, and the name, whose room it is told; the build id is not
-        // asked for.
-        unsafe { raw::syscall(libc::SYS_ioctl, [self.fd.as_raw_fd() as usize, QUERY, pointer, 0, 0, 0]) }?;
+        loop {
+            // SAFETY: PROCMAP_QUERY fills the struct, whose size it is told, and the name, whose room it is told; the build id is not
+            // asked for.
+            match unsafe {
+                raw::syscall(libc::SYS_ioctl, [self.fd.as_raw_fd() as usize, QUERY, pointer, 0, 0, 0])
+            } {
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+                Ok(_) => break,
+            }
+        }
         if let Some(name) = name {
             // With the NUL at the end; 0 if there is no name.
             name.len = (args.name_size as usize).saturating_sub(1);

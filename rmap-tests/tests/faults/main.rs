@@ -17,7 +17,7 @@ use std::{
 const TIME: Duration = Duration::from_secs(15);
 
 /// What has failed once, or others like it: these come first.
-const FOUND: [&str; 26] = [
+const FOUND: [&str; 28] = [
     "Exporter/Application/eventfd2/0/Fail(24)",
     "Exporter/Service/accept4/0/Fail(12)",
     "Exporter/Service/accept4/1/Fail(23)",
@@ -26,6 +26,8 @@ const FOUND: [&str; 26] = [
     "Exporter/Service/EPOLL_CTL_ADD/15/Kill",
     "Exporter/Service/FALLOC_FL_PUNCH_HOLE/17/Fail(4)",
     "Exporter/Service/MADV_DONTFORK/32/Fail(12)",
+    "Exporter/Service/PROCMAP_QUERY/59/Fail(12)",
+    "Exporter/Service/PROCMAP_QUERY/67/Fail(12)",
     "Exporter/Service/UFFDIO_REGISTER/9/Fail(12)",
     "Exporter/Service/UFFDIO_UNREGISTER/8/Fail(12)",
     "Exporter/Service/UFFDIO_UNREGISTER/22/Fail(12)",

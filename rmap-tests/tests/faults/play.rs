@@ -53,8 +53,15 @@ impl Traces {
     }
 
     fn of(actor: &Actor) -> Self {
-        let mappings = maps(actor.pid()).iter().filter(|mapping| mapping.name.contains("rmap")).count();
-        Self { descriptors: library_descriptors(actor.pid()).len(), mappings }
+        let mut ours = maps(actor.pid());
+        ours.retain(|mapping| mapping.name.contains("rmap"));
+        // An object that is shown in pieces, for what befell the advice to one of them, is shown once.
+        ours.dedup_by(|next, last| {
+            let goes_on = next.name == last.name && next.range.start == last.range.end;
+            last.range.end = if goes_on { next.range.end } else { last.range.end };
+            goes_on
+        });
+        Self { descriptors: library_descriptors(actor.pid()).len(), mappings: ours.len() }
     }
 }
 

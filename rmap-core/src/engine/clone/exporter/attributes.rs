@@ -8,6 +8,7 @@
 //! All threads stand still meanwhile, so nobody else changes the mapping.
 
 use super::{Exporter, adopt};
+use crate::error::{Result, failed, is_passing};
 use crate::range::Range;
 use crate::sys::maps::{Attributes, HugePageAdvice, Maps, Vma};
 use crate::sys::memory::{self, PAGE, ProtFlags};
@@ -54,8 +55,12 @@ pub(super) fn can_be_asked(vma: &Vma) -> bool {
 }
 
 /// Whether the mapping at `page` is exactly this range.
-fn is_whole(maps: &Maps, range: Range, page: usize) -> bool {
-    maps.at(page).is_some_and(|vma| vma.start == range.start() && vma.end == range.end())
+///
+/// # Errors
+/// It cannot be found out, also when asked twice: an attribute that a page was just robbed of would be taken for one that it had, or not.
+fn is_whole(maps: &Maps, range: Range, page: usize) -> SysResult<bool> {
+    let vma = maps.find_at(page).or_else(|_| maps.find_at(page))?;
+    Ok(vma.is_some_and(|vma| vma.start == range.start() && vma.end == range.end()))
 }
 
 /// The attributes of the mapping at `addr`. That of huge pages is left to [`huge_page_advice`].
@@ -64,7 +69,7 @@ fn is_whole(maps: &Maps, range: Range, page: usize) -> bool {
 /// `EOPNOTSUPP`: the mapping is too short to be asked. Others: the kernel did not play along. The first page of the mapping may have lost
 /// attributes then, the last has what it had.
 pub(super) fn ask(maps: &Maps, addr: usize) -> SysResult<Attributes> {
-    let vma = maps.at(addr).ok_or(Errno::NOENT)?;
+    let vma = maps.find_at(addr)?.ok_or(Errno::NOENT)?;
     let whole = Range::between(vma.start, vma.end).ok_or(Errno::NOENT)?;
     let rest = Range::between(whole.start() + PAGE, whole.end()).filter(|_| can_be_asked(&vma));
     let rest = rest.ok_or(Errno::OPNOTSUPP)?;
@@ -79,18 +84,19 @@ pub(super) fn ask(maps: &Maps, addr: usize) -> SysResult<Attributes> {
         advice.take_back(first)?;
     }
     set_key(first, vma.prot, 0)?;
-    if is_whole(maps, whole, first) {
+    if is_whole(maps, whole, first)? {
         return Ok(found);
     }
     for advice in &ADVICES {
         advice.take_back(last)?;
-        if !is_whole(maps, rest, last) {
+        if !is_whole(maps, rest, last)? {
             (advice.set)(&mut found);
             memory::advise(last, PAGE, advice.given)?;
         }
     }
     // A key that nobody has allocated is refused, and not the one.
-    let is_key = |key: &u32| set_key(last, vma.prot, *key).is_ok() && is_whole(maps, rest, last);
+    let is_key =
+        |key: &u32| set_key(last, vma.prot, *key).is_ok() && is_whole(maps, rest, last).unwrap_or(false);
     found.protection_key = (0..KEYS).find(is_key).ok_or(Errno::INVAL)?;
     adopt::restore_attributes(Range::page_at(first), &found, vma.prot);
     Ok(found)
@@ -113,7 +119,7 @@ pub(super) fn huge_page_advice(maps: &Maps, range: Range) -> HugePageAdvice {
     // With the advice that it had, the page becomes part of its mapping again.
     let had = |advice| {
         memory::advise(page, PAGE, advice).is_ok()
-            && whole.is_some_and(|whole| whole.len() > PAGE && is_whole(maps, whole, page))
+            && whole.is_some_and(|whole| whole.len() > PAGE && is_whole(maps, whole, page).unwrap_or(false))
     };
     if had(libc::MADV_NOHUGEPAGE) {
         HugePageAdvice::Refused
@@ -143,14 +149,21 @@ impl Exporter {
     }
 
     /// The same for a range that is replaced next, inside one mapping.
-    pub(super) fn attributes_to_keep(&self, range: Range) -> Attributes {
-        let vma = self.maps.at(range.start());
-        let found = vma.ok_or(Errno::NOENT).and_then(|vma| self.attributes_of(&vma));
-        let mut found = found.unwrap_or_default();
+    ///
+    /// # Errors
+    /// They are not to be found out now. That is not to be taken for none.
+    pub(super) fn attributes_to_keep(&self, range: Range) -> Result<Attributes> {
+        let vma = self.maps.find_at(range.start()).and_then(|vma| vma.ok_or(Errno::NOENT));
+        let mut found = match vma.and_then(|vma| self.attributes_of(&vma)) {
+            Err(errno) if is_passing(errno) => {
+                return Err(failed("read of /proc/thread-self/smaps")(errno));
+            }
+            found => found.unwrap_or_default(),
+        };
         if found.huge_pages == HugePageAdvice::Unasked {
             found.huge_pages = huge_page_advice(&self.maps, range);
         }
-        found
+        Ok(found)
     }
 
     /// The attributes of a mapping whose first page may have lost them.
@@ -225,7 +238,7 @@ mod tests {
                 adopt::restore_attributes(range, &wanted, ALL);
                 let said = smaps.attributes(range.start()).unwrap();
                 let mut asked = ask(&maps, range.start() + PAGE).unwrap();
-                assert!(is_whole(&maps, range, range.start()), "{wanted:?} is split");
+                assert!(is_whole(&maps, range, range.start()).unwrap(), "{wanted:?} is split");
                 assert_eq!(smaps.attributes(range.start()).unwrap(), said, "asking has changed {wanted:?}");
                 // Of one page, of some, and of all.
                 let part = [PAGE, 2 * PAGE, range.len()][wanted.protection_key as usize % 3];

@@ -138,7 +138,9 @@ impl Exporter {
         let mut pieces = OwnVec::new();
         for buffer in buffers.iter() {
             let mut addr = buffer.start();
-            while let Some(vma) = self.maps.at_or_after(addr).filter(|vma| vma.start < buffer.end()) {
+            let read = failed("read of /proc/thread-self/maps");
+            let next = |addr| self.maps.find_at_or_after(addr).map_err(&read);
+            while let Some(vma) = next(addr)?.filter(|vma| vma.start < buffer.end()) {
                 addr = vma.end;
                 let mapped = Range::between(vma.start, vma.end).and_then(|all| all.intersection(*buffer));
                 for span in mapped.into_iter().flat_map(|mapped| self.backed.within(mapped)) {

@@ -830,7 +830,7 @@ impl Exporter {
                 };
                 let (piece, order) = self.programs.first_part(piece);
                 addr = piece.end();
-                let attributes = self.attributes_to_keep(piece);
+                let attributes = self.attributes_to_keep(piece)?;
                 // SAFETY: all threads stand still.
                 let moved = unsafe {
                     if backing.origin == Origin::Shared {

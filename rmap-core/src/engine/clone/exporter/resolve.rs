@@ -230,7 +230,7 @@ impl Exporter {
         frozen: bool,
     ) -> Result<Option<Finding>> {
         let page = Range::page_at(request.addr).start();
-        let Some(vma) = self.maps.at(page) else {
+        let Some(vma) = self.maps.find_at(page).map_err(failed("read of /proc/thread-self/maps"))? else {
             return Ok(None);
         };
         let Some(object) = self.objects.get(backing.serial) else {
@@ -306,7 +306,7 @@ impl Exporter {
         let (Some(source), Some(home)) = (self.objects.get(backing.serial), self.objects.get(serial)) else {
             return Err(Error::Invalid("an object that is not there"));
         };
-        let attributes = self.attributes_to_keep(range);
+        let attributes = self.attributes_to_keep(range)?;
         self.backed.insert(range, Backing { serial, ..backing }).map_err(failed("mmap"))?;
         let transfer = Transfer { source, from: range, home, to: range };
         let moved = rehome(transfer, order, vma.prot, &self.watchers, &self.placement);
