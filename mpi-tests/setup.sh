@@ -198,7 +198,7 @@ build_programs() {
     say "compiling the test programs"
     mkdir -p "$CACHE"/bin/{ompi,mpich,impi}
     local flags=(-O2 -g -Wall -Wextra -std=gnu11)
-    for name in exchange bandwidth measure pingpong reuse onesided; do
+    for name in exchange bandwidth measure pingpong reuse onesided late; do
         # Debian's mpicc.mpich hands on the packager's link-time optimisation; MPI_STATUSES_IGNORE is a null pointer there,
         # which the compiler takes for an array of no elements.
         logged programs mpicc.openmpi "${flags[@]}" -o "$CACHE/bin/ompi/$name" "$here/programs/$name.c"

@@ -80,8 +80,98 @@ fn shared_anonymous_memory() {
     pair.exporter.check(address, 1, 0);
     compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
     pair.exporter.munmap(address, 8 * PAGE);
-    compare(&pair.exporter, &mut pair.importer, address, here, 16).unwrap();
+    assert_eq!(pair.exporter.oracle(address, 8), vec![None; 8]);
     child.check(address + 2 * PAGE, 2, 902);
+    child.fill(address + 2 * PAGE, 2, 950);
+    pair.importer.check(here + 2 * PAGE, 2, 950);
+    let rest = 8 * PAGE;
+    compare(&pair.exporter, &mut pair.importer, address + rest, here + rest, 8).unwrap();
+}
+
+const SHARED: i32 = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+
+/// What is mapped in a process in a range of addresses.
+fn is_mapped(process: &Actor, address: usize, len: usize) -> bool {
+    maps(process.pid()).iter().any(|m| m.range.start < address + len && m.range.end > address)
+}
+
+#[test]
+fn shared_anonymous_memory_stays_with_those_who_have_attached_it() {
+    let mut pair = Pair::new("shared_anonymous_memory_stays_with_those_who_have_attached_it");
+    let len = 16 * PAGE;
+    let address = pair.exporter.mmap(0, len, RW, SHARED, -1, 0);
+    let here = pair.flows(address, 16);
+    let mut second = pair.stage.actor();
+    let segid = pair.exporter.make_all();
+    let apid = second.get(segid);
+    let there = second.attach(apid, address, len);
+    second.check(there, 16, 20);
+    pair.exporter.munmap(address, len);
+    assert!(pair.exporter.load(address).is_err());
+    pair.importer.check(here, 16, 20);
+    second.check(there, 16, 20);
+    pair.importer.fill(here, 16, 60);
+    second.check(there, 16, 60);
+    // A child gets nothing of it.
+    let child = pair.exporter.fork();
+    assert!(!is_mapped(&child, address, len));
+    child.exit();
+    pair.importer.check(here, 16, 60);
+    // Something else comes to a part of its addresses.
+    pair.exporter.anon_at(address, 4 * PAGE);
+    pair.exporter.fill(address, 4, 100);
+    pair.importer.check(here, 4, 100);
+    second.check(there, 4, 100);
+    second.check(there + 4 * PAGE, 12, 64);
+    // Unmapped once more, it is gone.
+    pair.exporter.munmap(address, 8 * PAGE);
+    assert_eq!(second.look(there, 8), vec![Seen::Hole; 8]);
+    second.check(there + 8 * PAGE, 8, 68);
+    // Nobody has it any more: its addresses come back when memory is adopted.
+    let other = pair.exporter.anon(PAGE);
+    assert_eq!(pair.importer.release(pair.apid), Ok(0));
+    assert_eq!(second.release(apid), Ok(0));
+    let narrow = pair.exporter.make(other, PAGE);
+    let seen = second.get_attach(narrow, 0, PAGE);
+    pair.exporter.fill(other, 1, 7);
+    second.check(seen, 1, 7);
+    assert!(!is_mapped(&pair.exporter, address, len));
+}
+
+#[test]
+fn shared_anonymous_memory_outlives_its_exporter() {
+    let mut pair = Pair::new("shared_anonymous_memory_outlives_its_exporter");
+    let address = pair.exporter.mmap(0, 16 * PAGE, RW, SHARED, -1, 0);
+    let here = pair.flows(address, 16);
+    pair.exporter.munmap(address, 16 * PAGE);
+    pair.exporter.exit();
+    pair.importer.check(here, 16, 20);
+}
+
+#[test]
+fn only_so_much_shared_anonymous_memory_stays() {
+    let mut pair = Pair::new("only_so_much_shared_anonymous_memory_stays");
+    let (len, step) = (32 << 20, 2 << 20);
+    let blocks: Vec<(usize, usize)> = (0..3)
+        .map(|_| {
+            let address = pair.exporter.mmap(0, len, RW, SHARED, -1, 0);
+            let here = pair.importer.attach(pair.apid, address, len);
+            for offset in (0..len).step_by(step) {
+                pair.exporter.fill(address + offset, 1, 9);
+                pair.importer.check(here + offset, 1, 9);
+            }
+            (address, here)
+        })
+        .collect();
+    for (block, (address, here)) in blocks.into_iter().enumerate() {
+        pair.exporter.munmap(address, len);
+        let stays = block < 2;
+        for offset in (0..len).step_by(step) {
+            let seen = pair.importer.look(here + offset, 1);
+            assert_eq!(seen, [if stays { Seen::Stamp(9) } else { Seen::Hole }], "block {block}");
+        }
+        assert_eq!(is_mapped(&pair.exporter, address, len), stays);
+    }
 }
 
 #[test]

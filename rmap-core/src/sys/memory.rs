@@ -60,6 +60,24 @@ pub(crate) fn map_agreeing(len: usize, other: usize, prot: ProtFlags) -> SysResu
     Ok(base)
 }
 
+/// Maps `fd` at `addr` (Linux 4.17).
+///
+/// # Errors
+/// `EEXIST`: something is mapped in the range.
+pub(crate) fn map_where_nothing_is(
+    addr: usize,
+    len: usize,
+    prot: ProtFlags,
+    flags: MapFlags,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+) -> SysResult<()> {
+    let flags = (flags - MapFlags::FIXED) | MapFlags::FIXED_NOREPLACE;
+    // SAFETY: the kernel refuses to map over anything that exists.
+    unsafe { mm::mmap(pointer(addr), len, prot, flags, fd, offset) }?;
+    Ok(())
+}
+
 /// Maps `fd` over `addr`, replacing what is there.
 ///
 /// # Safety

@@ -15,10 +15,19 @@ pub(crate) struct Page {
     own: Option<u64>,
 }
 
+impl Page {
+    /// The file behind it, if it has no name, and the page in the file.
+    fn anonymous_file(self) -> Option<(usize, usize)> {
+        self.file.filter(|(file, _)| *file != SHARED_FILE && *file != PRIVATE_FILE)
+    }
+}
+
 /// All pages, and the files behind them.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) pages: Vec<Option<Page>>,
+    /// Shared anonymous memory that was there before it was unmapped: the file, and the page in the file.
+    left: Vec<Option<(usize, usize)>>,
     files: Vec<Vec<u64>>,
     /// Pages of the heap.
     pub(crate) heap: Vec<u64>,
@@ -29,6 +38,8 @@ pub(crate) struct Model {
 pub(crate) enum Expected {
     Stamp(u64),
     Hole,
+    /// Not there, but what was there is shared memory, which stays with those who have attached it.
+    Left(u64),
     /// There, but not to be read: an attachment may show what it likes.
     Hidden,
 }
@@ -38,7 +49,7 @@ impl Expected {
     pub(crate) fn fits_exporter(self, real: Option<Seen>) -> bool {
         match self {
             Self::Stamp(stamp) => real == Some(Seen::Stamp(stamp)),
-            Self::Hole | Self::Hidden => real.is_none(),
+            Self::Hole | Self::Left(_) | Self::Hidden => real.is_none(),
         }
     }
 
@@ -47,6 +58,7 @@ impl Expected {
         match self {
             Self::Stamp(stamp) => shown == Seen::Stamp(stamp),
             Self::Hole => shown == Seen::Hole,
+            Self::Left(stamp) => shown == Seen::Hole || shown == Seen::Stamp(stamp),
             Self::Hidden => shown != Seen::Fault,
         }
     }
@@ -66,12 +78,15 @@ pub(crate) fn private_stamp(index: usize) -> u64 {
 impl Model {
     pub(crate) fn new() -> Self {
         let private = (0..FILE_PAGES).map(private_stamp).collect();
-        Self { pages: vec![None; PAGES], files: vec![vec![0; FILE_PAGES], private], heap: Vec::new() }
+        let files = vec![vec![0; FILE_PAGES], private];
+        Self { pages: vec![None; PAGES], left: vec![None; PAGES], files, heap: Vec::new() }
     }
 
     pub(crate) fn expected(&self, page: usize) -> Expected {
         match self.pages[page] {
-            None => Expected::Hole,
+            None => self.left[page].map_or(Expected::Hole, |(file, index)| {
+                Expected::Left(self.files[file].get(index).copied().unwrap_or(0))
+            }),
             Some(Page { access: Access::None, .. }) => Expected::Hidden,
             Some(page) => self.stamp(page).map_or(Expected::Hole, Expected::Stamp),
         }
@@ -93,9 +108,7 @@ impl Model {
 
     /// Whether any of these pages is of shared memory without a file that has a name.
     pub(crate) fn shares_anonymous_memory(&self, range: Range<usize>) -> bool {
-        let unnamed =
-            |page: &Page| page.file.is_some_and(|(file, _)| file != SHARED_FILE && file != PRIVATE_FILE);
-        self.pages[range].iter().flatten().any(unnamed)
+        self.pages[range].iter().flatten().any(|page| page.anonymous_file().is_some())
     }
 
     /// The parts of a range that can be written.
@@ -123,7 +136,11 @@ impl Model {
     }
 
     pub(crate) fn unmap(&mut self, range: Range<usize>) {
-        self.pages[range].fill(None);
+        for page in range {
+            if let Some(mapped) = self.pages[page].take() {
+                self.left[page] = mapped.anonymous_file();
+            }
+        }
     }
 
     pub(crate) fn protect(&mut self, range: Range<usize>, access: Access) {
@@ -163,7 +180,8 @@ impl Model {
         if keep {
             self.forget(from.clone());
         } else {
-            self.unmap(from);
+            self.pages[from.clone()].fill(None);
+            self.left[from].fill(None);
         }
         for (offset, page) in to.enumerate() {
             self.pages[page] = moved.get(offset).copied().unwrap_or_else(|| {

@@ -119,6 +119,11 @@ impl Wishes {
         Self { dont_fork, wipe_on_fork, mergeable }
     }
 
+    /// The same for memory that children do not get.
+    pub(crate) fn without_children(self) -> Self {
+        Self { dont_fork: true, ..self }
+    }
+
     /// The attributes that memory gets back which is private again, and was mapped with these.
     pub(crate) fn granted(self, adopted: &Attributes) -> Attributes {
         let Self { dont_fork, wipe_on_fork, mergeable } = self;
@@ -336,6 +341,9 @@ fn privatize_from(
     }
     privatized
 }
+
+/// What `/proc/PID/maps` says of files of the library's behind shared memory of the application's.
+pub(super) const OWN_FILES_PATH: &[u8] = b"/memfd:rmap-shared";
 
 /// Gives shared memory that was adopted a file of its own, with the same bytes: what a child of this process maps as well must not be in an
 /// object, which is punched when this process alone unmaps it.

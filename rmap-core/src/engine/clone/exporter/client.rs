@@ -236,6 +236,11 @@ impl Client {
         self.grants.is_empty()
     }
 
+    /// Whether a permit shows it a part of the range.
+    pub(crate) fn sees(&self, range: Range) -> bool {
+        self.grants.iter().any(|grant| !grant.removed && grant.range.overlaps(range))
+    }
+
     pub(crate) fn find_grant(&self, number: u32) -> Option<Grant> {
         let index = self.grants.binary_search_by_key(&number, |grant| grant.number).ok()?;
         self.grants.get(index).copied().filter(|grant| !grant.removed)

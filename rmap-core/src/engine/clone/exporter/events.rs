@@ -36,6 +36,8 @@ struct Held {
     refused: OwnVec<Range>,
     /// Ranges that `mremap` moved away and left mapped and empty.
     emptied: OwnVec<Range>,
+    /// Ranges of `munmap`.
+    unmapped: OwnVec<Range>,
     /// Where mappings may have gone. A mapping that had grown in place was larger than the tables knew.
     touched: OwnVec<Range>,
     /// Mappings may have changed elsewhere, too.
@@ -49,7 +51,14 @@ const MADV_DONTNEED_LOCKED: usize = 24;
 impl Held {
     fn none() -> Self {
         let none = OwnVec::new;
-        Self { drops: none(), refused: none(), emptied: none(), touched: none(), elsewhere: false }
+        Self {
+            drops: none(),
+            refused: none(),
+            emptied: none(),
+            unmapped: none(),
+            touched: none(),
+            elsewhere: false,
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -77,6 +86,11 @@ impl Held {
         Ok(Some(scope))
     }
 
+    /// Whether a thread unmaps all of a range. What is gone may have moved otherwise.
+    fn unmaps(&self, range: Range) -> bool {
+        self.unmapped.iter().any(|unmapped| unmapped.covers(range))
+    }
+
     /// Notes what a thread has asked for that is held in `call`.
     fn note(&mut self, call: i64, args: [usize; 6]) -> SysResult<()> {
         self.elsewhere |= !matches!(call, libc::SYS_madvise | libc::SYS_munmap | libc::SYS_mmap);
@@ -85,7 +99,8 @@ impl Held {
         match call {
             libc::SYS_madvise if matches!(args[2], 4 | 9 | MADV_DONTNEED_LOCKED) => self.drops.push(range),
             libc::SYS_madvise if args[2] == libc::MADV_FREE as usize => self.refused.push(range),
-            libc::SYS_munmap | libc::SYS_mmap => self.touched.push(range),
+            libc::SYS_munmap => self.unmapped.push(range).and_then(|()| self.touched.push(range)),
+            libc::SYS_mmap => self.touched.push(range),
             libc::SYS_mremap => {
                 let target = pages(args[4], args[2]).filter(|_| args[3] & MREMAP_FIXED != 0);
                 let kind =
@@ -193,7 +208,7 @@ struct Survey {
     /// Mappings of objects in other places, with the object: `mremap` moved them.
     strays: OwnVec<(Vma, u32)>,
     /// Parts of `shared` that are where they were.
-    files: OwnVec<Span<()>>,
+    files: OwnVec<Span<Shared>>,
 }
 
 impl Exporter {
@@ -295,6 +310,7 @@ impl Exporter {
             }
         }
         let _ = self.backed.remove(range);
+        self.left.forget(range);
         self.private_files.forget(range);
         if self.shared.next_in(range).is_some() {
             let _ = self.shared.remove(range);
@@ -368,6 +384,7 @@ impl Exporter {
         let backed = scope.iter().flat_map(|range| self.backed.within(*range));
         subtract(backed, &survey.present, &mut gone)?;
         gone.retain(|span| !unread.iter().any(|unread| unread.overlaps(span.range)));
+        gone.retain(|span| !(held.unmaps(span.range) && self.leaves_adopted(span)));
         for span in survey.grown.iter() {
             self.backed.insert(span.range, span.value).map_err(failed("mmap"))?;
         }
@@ -406,7 +423,7 @@ impl Exporter {
         for (_, _, from) in known.iter().filter(|(_, _, from)| self.backed.next_in(*from).is_none()) {
             self.private_files.forget(*from);
         }
-        self.forget_shared(scope, &survey.files)
+        self.forget_shared(scope, &survey.files, held)
     }
 
     /// A file that was mapped over itself shows the same bytes, but its new mapping is not watched.
@@ -495,7 +512,7 @@ impl Exporter {
             }
             let here = Shared::of(vma).filter(|_| vma.shared);
             for span in self.shared.within(range).filter(|span| Some(span.value) == here) {
-                survey.files.push(Span { range: span.range, value: () })?;
+                survey.files.push(span)?;
             }
             return Ok(());
         };
@@ -614,13 +631,14 @@ impl Exporter {
     }
 
     /// Tells the importers which files are not mapped any more where they have mapped them.
-    fn forget_shared(&mut self, scope: &[Range], files: &[Span<()>]) -> Result<()> {
+    fn forget_shared(&mut self, scope: &[Range], files: &[Span<Shared>], held: &Held) -> Result<()> {
         if self.shared.is_empty() {
             return Ok(());
         }
         let mut gone = OwnVec::new();
         let shared = scope.iter().flat_map(|range| self.shared.within(*range));
-        subtract(shared.map(|s| Span { range: s.range, value: () }), files, &mut gone)?;
+        subtract(shared, files, &mut gone)?;
+        gone.retain(|span| !(held.unmaps(span.range) && self.leaves_file(span.range, span.value)));
         for span in gone.iter() {
             self.shared.remove(span.range).map_err(failed("mmap"))?;
             self.tell_stale(span.range);

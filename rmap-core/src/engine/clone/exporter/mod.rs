@@ -11,6 +11,7 @@ mod extract;
 mod fork;
 pub(crate) mod freeze;
 mod huge;
+mod left;
 mod notice;
 mod numa;
 mod object;
@@ -48,6 +49,7 @@ use core::time::Duration;
 use events::{Move, Unfollowed};
 use freeze::{Freezer, Progress};
 use huge::HugePages;
+use left::Left;
 use notice::Notices;
 use numa::Placement;
 use object::{Object, Objects};
@@ -152,6 +154,8 @@ pub(crate) struct Exporter {
     backed: RangeTable<Backing>,
     /// What importers map from files, by address.
     shared: RangeTable<Shared>,
+    /// What the application has unmapped, and importers have not.
+    left: Left,
     /// This process's windows onto its own segments, which map the objects in other places.
     own_windows: RangeTable<()>,
     /// Files behind adopted private mappings, by address: pages that are dropped show them again.
@@ -212,6 +216,7 @@ impl Exporter {
             objects: Objects::new(),
             backed: RangeTable::new(),
             shared: RangeTable::new(),
+            left: Left::new(),
             own_windows: RangeTable::new(),
             private_files: PrivateFiles::new(),
             own_files: OwnVec::new(),
@@ -330,6 +335,7 @@ impl Exporter {
         for client in self.clients.iter_mut() {
             granted |= client.lose_segment(counter, number);
         }
+        self.free_unseen();
         // After they were told: an importer that sees this looks for the message.
         self.status.segment_removed();
         if self.shared.next_in(segment.range).is_some() {
@@ -522,6 +528,7 @@ impl Exporter {
         {
             self.notices.charge(user, since);
         }
+        self.free_unseen();
     }
 
     /// Room to write to a client again.
@@ -586,6 +593,7 @@ impl Exporter {
             Message::Get { request, segment, access } => self.give_permit(number, request, segment, access),
             Message::Release { grant } => {
                 self.clients[index].release(grant);
+                self.free_unseen();
                 Ok(())
             }
             Message::Resolve { request, grant, addr, attached, run, store } => {
@@ -726,6 +734,7 @@ impl Exporter {
 
     /// Does what needs all threads to stand still. Returns the answer to a fork that may go on now.
     fn run_jobs(&mut self, calls: &Calls) -> Option<(Ticket, Answer)> {
+        self.give_back_unseen();
         while let Some(job) = self.jobs.remove(0) {
             match job {
                 Job::Resolve { client, request } => {
@@ -738,6 +747,7 @@ impl Exporter {
                 }
                 Job::Evict { segment, ticket } => {
                     let range = segment.range;
+                    self.take_left(range);
                     if let Err(error) = self.evict(range, |_| true) {
                         self.evict_later(segment, error, ticket, calls);
                         continue;

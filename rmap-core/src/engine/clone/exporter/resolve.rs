@@ -503,6 +503,7 @@ impl Exporter {
             return Ok(Finding::Hole("part of a file, for another user"));
         }
         self.remember_shared(range, vma)?;
+        self.left.note_file(path, file, &fd);
         if !frozen && !self.is_still(vma, page) {
             return Ok(Finding::NeedsFreeze);
         }
