@@ -3,8 +3,8 @@
 //! A page that is copied first and taken from importers then loses what they have stored between the two. So it is taken first: a
 //! pipe holds the page while it leaves the file. From then on nobody reaches it but through the pipe, and what comes out is what was stored last.
 //!
-//! The kernel clears a part of a huge page that leaves the file for itself. So blocks leave whole, and of parts of blocks there is a copy
-//! from before: it counts where a page comes out as zeroes.
+//! The kernel clears a part of a huge page that leaves the file for itself. So blocks leave whole, and a huge page of which a part leaves is
+//! split before. Where that cannot be, there is a copy from before: it counts where a page comes out as zeroes.
 
 use super::numa::Placement;
 use super::object::Object;
@@ -105,6 +105,9 @@ impl<'a> Extract<'a> {
         if !populated {
             copy(self.object, block, place)?;
         }
+        if !whole {
+            split(self.object, block, place);
+        }
         let held = pipes.hold(self.object, block);
         if !held && populated {
             copy(self.object, block, place)?;
@@ -152,6 +155,45 @@ fn copy(object: &Object, range: Range, to: usize) -> SysResult<()> {
         }
     }
     Ok(())
+}
+
+/// Has the kernel split a huge page of which `part` is to leave, at the borders of the part. It does so where the smallest part of one is
+/// cleared: a byte is, that is zero already. `copied` is where a copy of the part is.
+fn split(object: &Object, part: Range, copied: usize) {
+    let first = part.start() & !(HUGE_PAGE - 1);
+    let Some(block) = Range::new(first, HUGE_PAGE).filter(|block| object.next_data(*block) == Some(*block))
+    else {
+        // Some of it is missing, so it is not one page.
+        return;
+    };
+    let pages = || (0..part.len()).step_by(PAGE);
+    let zero_in = |page| zero_byte(copied + page).map(|at| part.start() + page + at);
+    // Linux 6.15 leaves pages as large as can be beside the byte, older ones only small ones.
+    let below = (part.start() > block.start()).then(|| pages().find_map(zero_in)).flatten();
+    let above = (part.end() < block.end()).then(|| pages().rev().find_map(zero_in)).flatten();
+    for offset in below.into_iter().chain(above) {
+        // An importer may use it by now.
+        let mut byte = [1u8];
+        let to = byte.as_mut_ptr().expose_provenance();
+        // SAFETY: the buffer is here.
+        let read = unsafe { memory::read_to(object.own(), to, byte.len(), offset as u64) };
+        if read == Ok(byte.len()) && byte == [0] {
+            let _ = object.clear_byte(offset);
+        }
+    }
+}
+
+/// Where a page of a copy has a byte that is zero: the last of a word that is, if there is one.
+fn zero_byte(page: usize) -> Option<usize> {
+    const WORD: usize = size_of::<u64>();
+    // SAFETY: in the copy, which nobody else uses.
+    let words = unsafe { core::ptr::with_exposed_provenance::<[u64; PAGE / WORD]>(page).as_ref() }?;
+    let in_word = |word: u64| word.to_le_bytes().iter().rposition(|byte| *byte == 0);
+    let index = words
+        .iter()
+        .position(|word| *word == 0)
+        .or_else(|| words.iter().position(|word| in_word(*word).is_some()))?;
+    Some(index * WORD + in_word(words[index])?)
 }
 
 /// Copies what a pipe holds of pages that are nowhere else. There is room for them, so a failure is no more than an interruption.
@@ -243,5 +285,21 @@ impl Pipes {
                 .is_ok_and(|count| count > 0)
             {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_of_a_word_of_zeroes_comes_first() {
+        let mut page = Box::new([u64::MAX; PAGE / size_of::<u64>()]);
+        let found = |page: &[u64]| zero_byte(page.as_ptr().expose_provenance());
+        assert_eq!(found(&page[..]), None);
+        page[3] = 0x1100_2233_4400_5566;
+        assert_eq!(found(&page[..]), Some(3 * 8 + 6));
+        page[400] = 0;
+        assert_eq!(found(&page[..]), Some(400 * 8 + 7));
     }
 }

@@ -45,6 +45,11 @@ impl Object {
         memory::punch(&self.fd, range.start() as u64, range.len() as u64)
     }
 
+    /// Sets a byte to zero. A huge page that it is in becomes small ones, unless somebody has it pinned.
+    pub(crate) fn clear_byte(&self, offset: usize) -> SysResult<()> {
+        memory::punch(&self.fd, offset as u64, 1)
+    }
+
     /// Gives a range zeroed pages where it has none.
     pub(crate) fn allocate(&self, range: Range) -> SysResult<()> {
         memory::allocate(&self.fd, range.start() as u64, range.len() as u64)
