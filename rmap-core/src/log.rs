@@ -6,7 +6,7 @@
 //! | level | says |
 //! |---|---|
 //! | `error` | that something cannot be done that must be, or that a process cannot be served |
-//! | `warn` | what somebody should look after: peers that do not answer or break the protocol, memory that cannot be shown |
+//! | `warn` | what somebody should look after: peers that do not answer or break the protocol, memory that cannot be shown, threads that get a signal because an exporter is gone |
 //! | `info` | what begins and ends: the engine, segments, exporters that are gone; what the library goes without |
 //! | `debug` | why a call fails and why an address is a hole, one line for each; what is adopted, and for how long threads stand still |
 //! | `trace` | each range that is followed |

@@ -1,6 +1,6 @@
 //! What the library writes to standard error: never, unless asked to; one line for each event; and never at the price of anybody's progress.
 
-use rmap_tests::{Actor, Log, PAGE, RDONLY, RDWR, Setup, Stage};
+use rmap_tests::{Actor, Engine, Log, PAGE, RDONLY, RDWR, Setup, Stage, skip};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -217,4 +217,47 @@ fn each_refusal_has_its_reason() {
     refused(&mut actor, &format!("attach {apid} 0 {PAGE} {}", own), "no such segment", gone);
     actor.exit();
     exporter.exit();
+}
+
+/// Who gets a signal because an exporter is gone can read which address it was and why: those that wait, and those that come later.
+#[test]
+fn each_thread_that_an_exporter_fails_is_named() {
+    let name = "each_thread_that_an_exporter_fails_is_named";
+    if !Engine::of_actors().asks_for_pages() {
+        return skip(name, "nobody waits for an exporter");
+    }
+    let stage = Stage::new(name, 60);
+    for limit in [None, Some("1")] {
+        let log = Log::new();
+        let setup = Setup::logging("warn", &log);
+        let setup = limit.map_or(setup.clone(), |limit| setup.and_env("RMAP_PEER_TIMEOUT", limit));
+        let (mut exporter, mut importer) = (stage.actor(), stage.actor_with(&setup));
+        let far = exporter.anon(8 << 20);
+        let segid = exporter.make_all();
+        let apid = importer.get(segid);
+        let here = importer.attach(apid, far, 8 << 20);
+        exporter.freeze();
+        // Two that one question is for, and one that has its own.
+        let waiting = [here + PAGE, here + 7 * PAGE, here + (4 << 20)];
+        for (number, address) in waiting.iter().enumerate() {
+            importer.ok(&format!("send {number} look {address:#x} 1"));
+        }
+        let (mut all, pid) = (waiting.to_vec(), exporter.pid());
+        let why = if limit.is_some() { "has not answered within RMAP_PEER_TIMEOUT" } else { "is gone" };
+        if limit.is_none() {
+            exporter.kill();
+            all.push(here + (6 << 20));
+        }
+        for number in 0..waiting.len() {
+            assert_eq!(importer.ok(&format!("receive {number}")), "h");
+        }
+        for later in &all[waiting.len()..] {
+            assert!(importer.load(*later).unwrap_err().is_hole_at(*later));
+        }
+        for address in all {
+            let lines = log.lines_with(&format!("gets signal {} at {address:#x}:", libc::SIGBUS));
+            assert_eq!(lines.len(), 1, "{lines:?} for {address:#x} in\n{}", log.text());
+            assert!(lines[0].ends_with(&format!(": exporter {pid} {why}")), "{lines:?}");
+        }
+    }
 }

@@ -22,6 +22,30 @@ pub(crate) struct Waiter {
     store: bool,
 }
 
+/// Why a thread gets a signal and no page.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Why {
+    /// The exporter has nothing to show there, or the log says what has failed.
+    Said,
+    /// This exporter is gone, or was dropped.
+    Gone(u32),
+    /// This one has not answered within the limit that is set.
+    Silent(u32),
+}
+
+impl Why {
+    /// Says it, if nothing else does: the signal ends most processes.
+    fn say(self, waiter: &Waiter, signal: i32) {
+        let (why, exporter) = match self {
+            Self::Said => return,
+            Self::Gone(exporter) => ("is gone", exporter),
+            Self::Silent(exporter) => ("has not answered within RMAP_PEER_TIMEOUT", exporter),
+        };
+        let Waiter { addr, thread, .. } = waiter;
+        log!(Warn, "thread {thread} gets signal {signal} at {addr:#x}: exporter {exporter} {why}");
+    }
+}
+
 /// Has the pages from `page` to the end of its 2 MiB mapped at once that the exporter has just put there: a thread that stores to one after
 /// the other would fault for each. What is mapped for loads is mapped for stores, too, if they are allowed, and 16 pages in one step. It ends
 /// at the first page that is not there.
@@ -75,12 +99,22 @@ impl Importer {
             }
             any = true;
             if let Err(error) = self.ask_for(waiter.page, waiter.store, poller, token) {
-                log!(Debug, "{:#x} is a hole: {error}", waiter.addr);
-                self.refuse_page(waiter.page, libc::SIGBUS);
+                let why = self.lost_exporter_at(waiter.page).map_or(Why::Said, Why::Gone);
+                if matches!(why, Why::Said) {
+                    log!(Debug, "{:#x} is a hole: {error}", waiter.addr);
+                }
+                self.refuse_page(waiter.page, libc::SIGBUS, why);
                 index = 0;
             }
         }
         any
+    }
+
+    /// The exporter whose memory a window showed at a page, if it is gone.
+    fn lost_exporter_at(&self, page: usize) -> Option<u32> {
+        let window = self.windows[self.window_at(page)?];
+        let host = &self.hosts[self.host(self.permits[self.permit(window.permit)?].host)?];
+        (!host.is_alive()).then(|| host.pid())
     }
 
     fn ask_for(&mut self, page: usize, store: bool, poller: &Poller, token: u64) -> Result<()> {
@@ -140,7 +174,7 @@ impl Importer {
         let mapped = self.map_piece(window, local, source, writable, descriptor);
         if let Err(error) = mapped {
             log!(Error, "cannot map {local}: {error}");
-            self.refuse_page(page, libc::SIGBUS);
+            self.refuse_page(page, libc::SIGBUS, Why::Said);
             return match error {
                 Error::Invalid(_) => Err(error),
                 _ => Ok(()),
@@ -164,7 +198,7 @@ impl Importer {
     /// appears there later is found all the same.
     ///
     /// Other threads may report pages meanwhile, which must be asked for.
-    pub(super) fn refuse_page(&mut self, page: usize, signal: i32) {
+    pub(super) fn refuse_page(&mut self, page: usize, signal: i32, why: Why) {
         let mut index = 0;
         let mut hard = false;
         while let Some(waiter) = self.waiters.get(index).copied() {
@@ -178,9 +212,12 @@ impl Importer {
             let sleeps_here = |other: &Waiter| other.thread == waiter.thread && other.page == page;
             index = 0;
             let Some(found) = self.waiters.iter().position(sleeps_here) else { continue };
-            let _ = self.waiters.remove(found);
+            let Some(waiter) = self.waiters.remove(found) else { continue };
             let instruction = match blocked {
-                Ok(Some(Blocked::InFault { instruction })) => instruction,
+                Ok(Some(Blocked::InFault { instruction })) => {
+                    why.say(&waiter, signal);
+                    instruction
+                }
                 // Another signal has come in between; if the thread touches the page again, it asks again. It may have done so by now.
                 Ok(_) => {
                     let _ = self.trap.wake(page, PAGE);
@@ -219,10 +256,10 @@ impl Importer {
     }
 
     /// Refuses all that was to be served by one question.
-    pub(super) fn refuse_block(&mut self, page: usize) {
+    pub(super) fn refuse_block(&mut self, page: usize, why: Why) {
         let block = page & !(HUGE_PAGE - 1);
         while let Some(waiter) = self.waiters.iter().find(|w| w.page & !(HUGE_PAGE - 1) == block).copied() {
-            self.refuse_page(waiter.page, libc::SIGBUS);
+            self.refuse_page(waiter.page, libc::SIGBUS, why);
         }
     }
 }

@@ -34,7 +34,7 @@ use crate::sys::maps::FileId;
 use crate::sys::thread;
 use crate::sys::uffd::Userfaultfd;
 use core::time::Duration;
-use faults::Waiter;
+use faults::{Waiter, Why};
 use host::Host;
 use signals::FaultSignals;
 use status::StatusPages;
@@ -381,8 +381,9 @@ impl Importer {
 
     /// An exporter is gone, or of no use: every wait for it ends with `error`. What was mapped stays readable.
     fn lose_host(&mut self, number: u32, error: Error, calls: &Calls, poller: &Poller, token: u64) {
+        let pid = self.pid_of(number);
         if let Some(index) = self.host(number) {
-            log!(Info, "exporter {} is gone", self.hosts[index].pid());
+            log!(Info, "exporter {pid} is gone");
             self.hosts[index].bury(poller);
             self.forget_row(index);
             for index in 0..self.permits.len() {
@@ -400,7 +401,7 @@ impl Importer {
             let _ = self.requests.remove(index);
             match request.kind {
                 RequestKind::Get { ticket, .. } => calls.fail(ticket, error),
-                RequestKind::Resolve { page } => self.refuse_block(page),
+                RequestKind::Resolve { page } => self.refuse_block(page, Why::Gone(pid)),
             }
         }
         // Threads may wait for neighbours of a page whose answer was refused.
@@ -488,7 +489,7 @@ impl Importer {
                 };
                 counters::count(Cell::TouchesHole);
                 log!(Debug, "{page:#x} is a hole: exporter {} says so", self.pid_of(host));
-                self.refuse_page(page, libc::SIGBUS);
+                self.refuse_page(page, libc::SIGBUS, Why::Said);
                 self.ask_for_waiters(poller, token);
                 Ok(())
             }
@@ -498,7 +499,7 @@ impl Importer {
                 };
                 counters::count(Cell::TouchesReadOnly);
                 log!(Debug, "{page:#x} may only be read, exporter {} says", self.pid_of(host));
-                self.refuse_page(page, libc::SIGSEGV);
+                self.refuse_page(page, libc::SIGSEGV, Why::Said);
                 self.ask_for_waiters(poller, token);
                 Ok(())
             }
@@ -642,7 +643,9 @@ impl Importer {
                 }
                 match request.kind {
                     RequestKind::Get { ticket, .. } => calls.fail(ticket, Error::TimedOut),
-                    RequestKind::Resolve { page } => self.refuse_block(page),
+                    RequestKind::Resolve { page } => {
+                        self.refuse_block(page, Why::Silent(self.pid_of(request.host)));
+                    }
                 }
                 continue;
             }
