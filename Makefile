@@ -12,7 +12,7 @@
 #   make test-kernel      the kernel module's tests, and those of the semantics on all engines, on Debian kernels in QEMU
 #   make test-kernel-debug  the former on a kernel with lockdep, KASAN and more, which is built first (half an hour)
 #   make test-numa        memory on the nodes of a machine with two of them, in QEMU
-#   make test-features    the tests of the semantics without each feature of the kernel that the library can do without (an hour)
+#   make test-features    the tests of the semantics without each feature of the kernel that the library can do without (two hours)
 #   make test-pressure    the oracle and others on a machine with too little memory, with zram, KSM and khugepaged, in QEMU
 #   make soak             the random tests for long (RMAP_SOAK_SECONDS each, 600), the C tests often
 

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # The tests of XPMEM's semantics once more for each feature of the kernel that the library can do without (docs/kernels.md), forced off in all processes,
-# and without all of them. As the calling user: what they are as root and as an ordinary user, ci/test-rust.sh says. An hour on two cores.
+# and without all of them. As root each test program runs as root and as an ordinary user: two hours on two cores.
 #
 #   ci/test-features.sh [NAME...]    without these features, each for itself (`all`: without all of them at once)
 #   ci/test-features.sh --short      a few test programs, without all of them
 #   RMAP_FEATURE_TESTS="basic"       which test programs
+#   RMAP_TEST_AS="user"              as whom: root, user, or both
+#   RMAP_TEST_LIB=PATH               the C library to test (the release build)
+#   RMAP_TEST_TIMEOUT=SECONDS        limit for one test program (900)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT"
@@ -12,14 +15,13 @@ make_scratch
 
 [ "${1:-}" != --short ] || { set -- all; RMAP_FEATURE_TESTS="basic follow kinds"; }
 read -ra tests <<<"${RMAP_FEATURE_TESTS:-basic follow kinds adoption huge windows rights first_class matrix threads oracle}"
-library=${RMAP_TEST_LIB:-$TARGET/release/libxpmem.so}
-[ -e "$library" ] || make -s all
+[ "$(id -u)" != 0 ] || read -ra identities <<<"${RMAP_TEST_AS:-root user}"
+export RMAP_TEST_TIMEOUT=${RMAP_TEST_TIMEOUT:-900}
 
-say "compiling the tests"
+# The ordinary user may not be able to enter the checkout.
+mkdir "$scratch/tests"
+put_tests "$scratch/tests" "${tests[@]}"
 cargo build -q -p rmap-cli
-names=()
-for name in "${tests[@]}"; do names+=(--test "$name"); done
-cargo test -p rmap-tests "${names[@]}" --no-run --message-format=json-render-diagnostics >"$scratch/messages"
 
 # The optional ones, as the library itself lists them.
 mapfile -t features < <("$TARGET/debug/rmap" info --json | awk '
@@ -29,19 +31,21 @@ mapfile -t features < <("$TARGET/debug/rmap" info --json | awk '
 [ ${#features[@]} -gt 5 ] || die "rmap info lists no features"
 [ $# -gt 0 ] || set -- all "${features[@]}"
 
+export RMAP_TEST_LIB=$scratch/tests/libxpmem.so RMAP_TEST_ACTOR=$scratch/tests/rmap-test-actor
+cd "$scratch/tests"
 passed=0 failed=()
 for feature in "$@"; do
     without=$feature
     [ "$feature" != all ] || without=$(IFS=,; echo "${features[*]}")
     for name in "${tests[@]}"; do
-        program=$(sed -n '/"profile":{[^}]*"test":true/ s|.*"executable":"\([^"]*/'"$name"'-[^"]*\)".*|\1|p' "$scratch/messages")
-        [ -n "$program" ] || die "no test program $name found"
-        say "$name without $feature"
-        if (cd rmap-tests && RMAP_TEST_TIMEOUT=${RMAP_TEST_TIMEOUT:-900} run_as self env RMAP_TEST_LIB="$library" RMAP_DISABLE="$without" "$program" -q); then
-            passed=$((passed + 1))
-        else
-            failed+=("$name without $feature")
-        fi
+        for identity in "${identities[@]}"; do
+            say "$name without $feature as $identity"
+            if run_as "$identity" env CARGO_MANIFEST_DIR="$PWD" RMAP_DISABLE="$without" "./$name" -q; then
+                passed=$((passed + 1))
+            else
+                failed+=("$name without $feature as $identity")
+            fi
+        done
     done
 done
 
