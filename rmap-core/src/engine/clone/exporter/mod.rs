@@ -7,9 +7,11 @@ mod attributes;
 mod buffers;
 mod client;
 mod events;
+mod evict;
 mod extract;
 mod fork;
 pub(crate) mod freeze;
+mod guests;
 mod huge;
 mod left;
 mod notice;
@@ -33,7 +35,7 @@ use super::secret::Key;
 use crate::config::{Config, Inheritance};
 use crate::counters::rows::{PeerRows, Row, SegmentRows};
 use crate::counters::{self, Cell};
-use crate::error::{Error, Result, failed, is_passing, missing};
+use crate::error::{Error, Result, failed, missing};
 use crate::id::{Endpoint, Id};
 use crate::log::log;
 use crate::own::{OwnVec, RangeTable};
@@ -43,7 +45,7 @@ use crate::sys::maps::{Attributes, FileId, Maps, Smaps, Vma};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, Said, SysResult, procfs, thread};
-use adopt::{Backing, Origin};
+use adopt::Backing;
 use client::Client;
 use core::time::Duration;
 use events::{Move, Unfollowed};
@@ -369,56 +371,6 @@ impl Exporter {
         }
     }
 
-    /// Closes the objects that show nothing and that no segment's permits begin with.
-    fn close_idle_objects(&mut self) {
-        let (segments, backed) = (&self.segments, &self.backed);
-        let mut closed = OwnVec::new();
-        self.objects.retain(|object| {
-            !is_idle(object, segments)
-                || backed.iter().any(|span| span.value.serial == object.serial)
-                || closed.push(object.serial).is_err()
-        });
-        for serial in closed.iter() {
-            for client in self.clients.iter_mut() {
-                if let Err(errno) = client.lose_object(*serial) {
-                    log!(
-                        Warn,
-                        "process {} keeps a closed object: {errno}",
-                        client.pid(),
-                        errno = Said(errno)
-                    );
-                }
-            }
-        }
-    }
-
-    /// Has the memory of segments that are gone leave its objects, once those are more than a few: each takes descriptors for as long as it
-    /// is mapped, and taking it out stops all threads.
-    fn limit_idle_objects(&mut self) {
-        const FEW: usize = 8;
-        let waits = self.jobs.iter().any(|job| matches!(job, Job::EvictIdle));
-        let idle = self.objects.iter().filter(|object| is_idle(object, &self.segments)).count();
-        if idle > FEW && !waits && self.jobs.push(Job::EvictIdle).is_err() {
-            log!(Error, "{idle} objects of segments that are gone stay open");
-        }
-    }
-
-    /// Makes what idle objects show private again, and closes them. All threads stand still.
-    fn evict_idle_objects(&mut self) {
-        let mut idle = OwnVec::new();
-        for object in self.objects.iter().filter(|object| is_idle(object, &self.segments)) {
-            if idle.push((object.serial, object.domain)).is_err() {
-                break;
-            }
-        }
-        for (serial, domain) in idle.iter() {
-            if let Err(error) = self.evict(*domain, |backing| backing.serial == *serial) {
-                log!(Error, "an object of a segment that is gone stays open: {error}");
-            }
-        }
-        self.close_idle_objects();
-    }
-
     /// The calling thread is the service thread from now on.
     pub(crate) fn live_with_this_thread(&self) {
         self.status.live_with_this_thread();
@@ -460,57 +412,6 @@ impl Exporter {
                 }
             }
             Err(errno) => log!(Warn, "a connection without credentials: {errno}", errno = Said(errno)),
-        }
-    }
-
-    /// The process that has been connected without a permit for longest, but for this one.
-    fn oldest_guest(&self, but: Option<u32>) -> Option<u32> {
-        let guest = self.clients.iter().find(|client| client.is_guest() && Some(client.number) != but);
-        guest.map(|client| client.number)
-    }
-
-    /// Hangs up on the oldest guest, unless that gets a permit now. False if there is none.
-    pub(crate) fn dismiss_guest(&mut self, poller: &Poller, token: u64) -> bool {
-        while let Some(number) = self.oldest_guest(None) {
-            // It may have asked a moment ago.
-            self.client_readable(number, poller, token);
-            let Some(index) = self.client(number) else { return true };
-            if self.clients[index].is_guest() {
-                self.send_away(number);
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Has guests leave who are too many: whoever may do nothing here must not take the application's descriptors.
-    fn limit_guests(&mut self, poller: &Poller, token: u64) {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let Some(most) = limit.map(|limit| limit / 4) else { return };
-        while self.clients.iter().filter(|client| client.is_guest()).count() as u64 > most {
-            if !self.dismiss_guest(poller, token) {
-                return;
-            }
-        }
-    }
-
-    fn send_away(&mut self, number: u32) {
-        if let Some(index) = self.client(number) {
-            log!(Warn, "process {} has no permit and is sent away", self.clients[index].pid());
-            self.drop_client(number);
-        }
-    }
-
-    /// Does what takes descriptors. Guests make room for them, but for the one that asks.
-    fn with_room<T>(&mut self, but: Option<u32>, mut make: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
-        loop {
-            match make(self) {
-                Err(Error::OutOfResources { call, errno: Errno::MFILE }) => match self.oldest_guest(but) {
-                    Some(guest) => self.send_away(guest),
-                    None => return Err(Error::OutOfResources { call, errno: Errno::MFILE }),
-                },
-                made => return made,
-            }
         }
     }
 
@@ -803,105 +704,7 @@ impl Exporter {
             }
         }
     }
-
-    /// Makes adopted memory in `range` private again, out of the importers' reach. All threads stand still.
-    ///
-    /// # Errors
-    /// Some of it is as it was.
-    fn evict(&mut self, range: Range, wanted: impl Fn(Backing) -> bool) -> Result<()> {
-        let mut result = Ok(());
-        let mut from = range;
-        while let Some(span) = self.backed.next_in(from) {
-            let part = span.range.intersection(range);
-            if let Some(part) = part.filter(|_| wanted(span.value)) {
-                result = result.and(self.evict_span(part, span.value));
-            }
-            match Range::between(span.range.end(), range.end()) {
-                Some(rest) => from = rest,
-                None => break,
-            }
-        }
-        result
-    }
-
-    fn evict_span(&mut self, part: Range, backing: Backing) -> Result<()> {
-        let Some(object) = self.objects.get(backing.serial) else {
-            return Ok(());
-        };
-        if !matches!(backing.origin, Origin::Copied(_)) {
-            let mut addr = part.start();
-            let read = failed("read of /proc/thread-self/maps");
-            let next = |addr| self.maps.find_at_or_after(addr).map_err(&read);
-            while let Some(vma) = next(addr)?.filter(|vma| vma.start < part.end()) {
-                addr = vma.end;
-                let mapped = Range::between(vma.start, vma.end).and_then(|all| all.intersection(part));
-                let Some(piece) = mapped.filter(|_| object.is_at_home(&vma)) else {
-                    continue;
-                };
-                let (piece, order) = self.programs.first_part(piece);
-                addr = piece.end();
-                let attributes = self.attributes_to_keep(piece)?;
-                // SAFETY: all threads stand still.
-                let moved = unsafe {
-                    if backing.origin == Origin::Shared {
-                        let fd =
-                            adopt::give_own_file(object, piece, vma.prot, &self.watchers, &self.placement);
-                        fd.and_then(|fd| self.own_files.push(fd).map_err(failed("mmap")))
-                    } else {
-                        adopt::privatize(object, piece, order, vma.prot, &self.watchers, &self.placement)
-                    }
-                };
-                moved?;
-                adopt::restore_attributes(piece, &backing.wishes.granted(&attributes), vma.prot);
-                counters::count(Cell::Evictions);
-                counters::add(Cell::EvictedBytes, piece.len() as u64);
-            }
-        }
-        let _ = object.punch(part);
-        let _ = self.backed.remove(part);
-        self.private_files.forget(part);
-        Ok(())
-    }
-
-    /// Watches memory that an object shows already: in a moment, if not now.
-    fn watch_surely(&mut self, range: Range) {
-        if let Err(errno) = self.watchers.watch(range) {
-            log!(Error, "watching {range}: {errno}", errno = Said(errno));
-            if self.unwatched.push(range).is_err() {
-                log!(Error, "{range} is not watched");
-            }
-        }
-    }
-
-    /// Watches what could not be watched before.
-    fn watch_the_rest(&mut self) {
-        for _ in 0..self.unwatched.len() {
-            let Some(range) = self.unwatched.remove(0) else { return };
-            let backed = self.backed.within(range).try_for_each(|span| self.watch(span.range));
-            let result = backed.and(self.shared.within(range).try_for_each(|span| self.watch(span.range)));
-            // What has become of it meanwhile nothing has told.
-            if result.and_then(|()| self.reconcile()).is_err() {
-                let _ = self.unwatched.push(range);
-            }
-        }
-    }
-
-    /// Watches a range, if the kernel can watch what is mapped there.
-    ///
-    /// # Errors
-    /// It can, but not now.
-    fn watch(&self, range: Range) -> Result<()> {
-        match self.watchers.watch(range) {
-            Err(errno) if is_passing(errno) => Err(failed("UFFDIO_REGISTER")(errno)),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// When to try again what failed for want of something. Nothing tells when it is there.
 const SOON: Duration = Duration::from_millis(10);
-
-/// Whether no segment has its permits begin with the object.
-fn is_idle(object: &Object, segments: &[Segment]) -> bool {
-    !segments.iter().any(|segment| segment.range == object.domain)
-}

@@ -4,12 +4,15 @@
 //! show what it waits for. So unrelated mappings are spread over several: threads that work on different memory do not
 //! disturb each other's events. Neighbours share one, so that their mappings stay one.
 
+use super::Exporter;
+use crate::error::{Result, failed, is_passing};
+use crate::log::log;
 use crate::own::RangeTable;
 use crate::range::Range;
 use crate::sys::event::Poller;
 use crate::sys::memory::HUGE_PAGE;
 use crate::sys::uffd::{Event, Userfaultfd};
-use crate::sys::{Errno, SysResult};
+use crate::sys::{Errno, Said, SysResult};
 use core::cell::{OnceCell, RefCell};
 use core::time::Duration;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -125,5 +128,41 @@ impl Watchers {
 impl AsFd for Watchers {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ready.as_fd()
+    }
+}
+
+impl Exporter {
+    /// Watches memory that an object shows already: in a moment, if not now.
+    pub(super) fn watch_surely(&mut self, range: Range) {
+        if let Err(errno) = self.watchers.watch(range) {
+            log!(Error, "watching {range}: {errno}", errno = Said(errno));
+            if self.unwatched.push(range).is_err() {
+                log!(Error, "{range} is not watched");
+            }
+        }
+    }
+
+    /// Watches what could not be watched before.
+    pub(super) fn watch_the_rest(&mut self) {
+        for _ in 0..self.unwatched.len() {
+            let Some(range) = self.unwatched.remove(0) else { return };
+            let backed = self.backed.within(range).try_for_each(|span| self.watch(span.range));
+            let result = backed.and(self.shared.within(range).try_for_each(|span| self.watch(span.range)));
+            // What has become of it meanwhile nothing has told.
+            if result.and_then(|()| self.reconcile()).is_err() {
+                let _ = self.unwatched.push(range);
+            }
+        }
+    }
+
+    /// Watches a range, if the kernel can watch what is mapped there.
+    ///
+    /// # Errors
+    /// It can, but not now.
+    pub(super) fn watch(&self, range: Range) -> Result<()> {
+        match self.watchers.watch(range) {
+            Err(errno) if is_passing(errno) => Err(failed("UFFDIO_REGISTER")(errno)),
+            _ => Ok(()),
+        }
     }
 }
