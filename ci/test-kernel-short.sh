@@ -9,5 +9,5 @@ cd "$ROOT"
 ci/apt.sh qemu-system-x86 seabios busybox-static cpio kmod xz-utils libelf-dev bc
 
 kernel/test/run.sh 6.1 -- arguments_are_checked rights_over stores_through loads_and_stores hole_is munmap_and_mmap \
-    dontneed fork_of userfaultfd mirror_of huge_pages partial_munmap pinning_is kernel_threads target_ mutual swap_is
+    dontneed fork_of userfaultfd mirror_of huge_pages partial_munmap pinning_is kernel_threads target_ mutual importers_become swap_is
 RMAP_ENGINES=mirror RMAP_TEST_USERS=65534 ci/test-engines.sh 6.1 -- basic engines

@@ -4,6 +4,7 @@
  */
 #include <linux/capability.h>
 #include <linux/file.h>
+#include <linux/mmu_notifier.h>
 #include <linux/module.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -12,9 +13,32 @@
 #include "compat.h"
 #include "internal.h"
 
+/*
+ * Before an importer's first mirror. The first notifier of an address space
+ * takes the locks of all its mappings, in the order of their addresses, and
+ * keeps them until it has the last. With a mirror among them it could wait for
+ * the lock of a file, or of anonymous memory, that an invalidation of the
+ * target holds while it waits to zap the mirror. So the first one comes while
+ * there is no mirror, and those that are like ours take no locks from then on.
+ *
+ * It does not help against notifiers of the old kind, which take all locks
+ * every time, as KVM does for a new machine.
+ */
+static int rmap_importer_register(struct mm_struct *mm)
+{
+	int ret;
+
+	if (mm_has_notifiers(mm))
+		return 0;
+	ret = __mmu_notifier_register(NULL, mm);
+	/* It gives up for any signal: start again. */
+	return ret == -EINTR ? -ERESTARTNOINTR : ret;
+}
+
 int rmap_access_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct rmap_file *access = file->private_data;
+	int ret;
 
 	/* Not VM_SHARED: a descriptor for reading only has lost that. */
 	if (!(vma->vm_flags & VM_MAYSHARE))
@@ -23,11 +47,16 @@ int rmap_access_mmap(struct file *file, struct vm_area_struct *vma)
 		return -ENODEV;
 	if (!atomic_read(&access->space->mm->mm_users))
 		return -ESRCH;
+	ret = rmap_importer_register(vma->vm_mm);
+	if (ret)
+		return ret;
 	/*
 	 * VM_PFNMAP: the pages are the target's, whoever maps them here does
 	 * not count them, and nobody pins them by way of the mirror.
+	 * VM_IO: MADV_DOFORK is refused. A child that had the mirror would have
+	 * it before its first notifier.
 	 */
-	rmap_vm_flags_set(vma, VM_PFNMAP | VM_DONTCOPY | VM_DONTDUMP |
+	rmap_vm_flags_set(vma, VM_PFNMAP | VM_IO | VM_DONTCOPY | VM_DONTDUMP |
 			       VM_DONTEXPAND);
 	vma->vm_ops = &rmap_vm_ops;
 	return 0;

@@ -757,7 +757,7 @@ static vm_fault_t rmap_pfn_mkwrite(struct vm_fault *vmf)
 		rmap_view_put(view);
 	if (fault == VM_FAULT_SIGSEGV)
 		return fault;
-	unmap_mapping_pages(vmf->vma->vm_file->f_mapping, vmf->pgoff, 1, false);
+	rmap_space_zap(space, vmf->pgoff, 1);
 	return VM_FAULT_NOPAGE;
 }
 

@@ -27,7 +27,9 @@
  *   i_mmap_rwsem of the target's file, folio lock, reclaim
  *     view->rwsem (write)        released before the next
  *     inode i_mmap_rwsem         zapping mirrors, which announces a nested
- *                                invalidation in I: see rmap_view_invalidate()
+ *                                invalidation in I: see rmap_view_invalidate().
+ *                                The core must not hold it while it waits for
+ *                                one of the above: see rmap_importer_register()
  *   space->tree_lock, view->lock, outcome lock: leaves
  */
 #ifndef RMAP_INTERNAL_H
@@ -142,6 +144,7 @@ void rmap_space_get(struct rmap_space *space);
 void rmap_space_put(struct rmap_space *space);
 struct file *rmap_space_file(struct rmap_space *space, const char *name,
 			     int flags, const struct file_operations *fops);
+void rmap_space_zap(struct rmap_space *space, pgoff_t pgoff, unsigned long nr);
 int rmap_space_init(void);
 void rmap_space_exit(void);
 

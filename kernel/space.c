@@ -156,6 +156,24 @@ struct file *rmap_space_file(struct rmap_space *space, const char *name,
 	return file;
 }
 
+/*
+ * When it returns, no mirror has a page of that range.
+ *
+ * Zapping announces an invalidation in every importer, often inside the one of
+ * the target that brought us here. Lockdep knows one map for all mms and takes
+ * that for recursion. It ends, see rmap_view_invalidate(). So lockdep is told
+ * of the mirrors' lock, and does not see the rest, which are leaves.
+ */
+void rmap_space_zap(struct rmap_space *space, pgoff_t pgoff, unsigned long nr)
+{
+	struct address_space *mapping = space->inode->i_mapping;
+
+	might_lock_read(&mapping->i_mmap_rwsem);
+	lockdep_off();
+	unmap_mapping_pages(mapping, pgoff, nr, false);
+	lockdep_on();
+}
+
 int rmap_space_init(void)
 {
 	rmap_destroy_queue = alloc_workqueue("rmap_destroy", WQ_UNBOUND, 0);

@@ -287,16 +287,7 @@ int rmap_view_wait_settled(struct rmap_view *view, unsigned long page)
 static void rmap_view_zap(struct rmap_view *view, unsigned long first,
 			  unsigned long last)
 {
-	/*
-	 * Zapping announces an invalidation in every importer, inside the one
-	 * of the target that brought us here. Lockdep knows one map for all
-	 * mms and takes that for recursion. It ends here, as said below, and
-	 * the locks that the zap takes are leaves.
-	 */
-	lockdep_off();
-	unmap_mapping_pages(view->space->inode->i_mapping, view->pgoff + first,
-			    last - first + 1, false);
-	lockdep_on();
+	rmap_space_zap(view->space, view->pgoff + first, last - first + 1);
 }
 
 /*

@@ -23,13 +23,15 @@ struct machine {
 	struct kvm_run *run;
 };
 
-/* Its memory from 0 on is at @memory; in real mode, at CODE. */
-static struct machine machine_start(volatile char *memory)
+/*
+ * Its memory from 0 on is what the target has at @address; in real mode, at
+ * CODE. The mirror comes after the machine: see "What cannot be had".
+ */
+static struct machine machine_start(pid_t target, unsigned long address)
 {
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), vm, size;
 	struct kvm_userspace_memory_region region = {
 		.memory_size = MEMORY,
-		.userspace_addr = (unsigned long)memory,
 	};
 	struct kvm_regs regs = { .rip = CODE, .rflags = 2 };
 	struct kvm_sregs sregs;
@@ -40,6 +42,9 @@ static struct machine machine_start(volatile char *memory)
 	vm = ioctl(kvm, KVM_CREATE_VM, 0);
 	CHECK(vm >= 0);
 	CHECK(!ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000UL));
+	region.userspace_addr =
+		(unsigned long)mirror(access_whole(target, RW), address,
+				      MEMORY);
 	CHECK(!ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region));
 	machine.vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
 	CHECK(machine.vcpu >= 0);
@@ -86,8 +91,7 @@ TEST(memory_of_a_virtual_machine)
 	actor_start(&target);
 	a = actor_load_program(&target);
 	actor_put(&target, a + SOURCE, 0x1111);
-	machine = machine_start(mirror(access_whole(target.pid, RW), a,
-				       MEMORY));
+	machine = machine_start(target.pid, a);
 	EQUAL(machine_next(&machine), 0x1111);
 	EQUAL(actor_get(&target, a + DEST), 0x1111);
 	actor_put(&target, a + SOURCE, 0x2222);
@@ -152,8 +156,7 @@ TEST(memory_of_a_virtual_machine_changes_while_it_runs)
 
 	actor_start(&target);
 	a = actor_load_program(&target);
-	machine = machine_start(mirror(access_whole(target.pid, RW), a,
-				       MEMORY));
+	machine = machine_start(target.pid, a);
 	work.target = &target;
 	work.address = a + SOURCE;
 	CHECK(!pthread_create(&thread, NULL, remap_all_the_time, &work));

@@ -165,6 +165,93 @@ TEST(faults_beside_churn)
 	CHECK(waitpid(pid, NULL, 0) == pid);
 }
 
+/* Takes pages of a file away all the time, and looks at them again. */
+__attribute__((noreturn)) static void punch(int fd, char *at,
+					    unsigned long size)
+{
+	for (;;)
+		for (unsigned long i = 0; i < size; i += PAGE) {
+			CHECK(!fallocate(fd, FALLOC_FL_PUNCH_HOLE |
+					     FALLOC_FL_KEEP_SIZE, i, PAGE));
+			at[i] = 1;
+		}
+}
+
+struct touched {
+	volatile char *at;
+	unsigned long size;
+};
+
+static void *touch(void *arg)
+{
+	struct touched *touched = arg;
+
+	for (;;)
+		for (unsigned long i = 0; i < touched->size; i += PAGE)
+			load(touched->at + i);
+	return NULL;
+}
+
+/*
+ * An importer becomes a target. For the first notifier of a process the kernel
+ * takes the locks of the files of all its mappings, in the order of their
+ * addresses: here a mirror's first, and last that of the file which is
+ * mirrored. The target's invalidations hold them the other way round.
+ */
+TEST(importers_become_targets)
+{
+	enum { OTHERS = 200, ROUNDS = 100 };
+	unsigned long size = 64 * PAGE;
+	int fd = memfd_create("test", MFD_CLOEXEC), others[OTHERS];
+	char *own;
+	pid_t pid;
+
+	CHECK(fd >= 0 && !ftruncate(fd, size));
+	for (int i = 0; i < OTHERS; i++) {
+		others[i] = memfd_create("test", MFD_CLOEXEC);
+		CHECK(others[i] >= 0 && !ftruncate(others[i], PAGE));
+	}
+	own = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(own != MAP_FAILED);
+	pid = fork();
+	CHECK(pid >= 0);
+	if (!pid)
+		punch(fd, own, size);
+	for (int round = 0; round < ROUNDS; round++) {
+		pid_t importer = fork();
+		int status;
+
+		CHECK(importer >= 0);
+		if (!importer) {
+			char *at = mmap(NULL, 2 * size + OTHERS * PAGE,
+					PROT_NONE,
+					MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			struct touched touched = { at, size };
+			pthread_t thread;
+
+			CHECK(at != MAP_FAILED);
+			CHECK(mmap(at, size, PROT_READ, MAP_SHARED | MAP_FIXED,
+				   access_whole(pid, RMAP_ACCESS_READ),
+				   (unsigned long)own) == at);
+			at += size;
+			for (int i = 0; i < OTHERS; i++, at += PAGE)
+				CHECK(mmap(at, PAGE, PROT_READ,
+					   MAP_SHARED | MAP_FIXED, others[i],
+					   0) == at);
+			CHECK(mmap(at, size, PROT_READ, MAP_SHARED | MAP_FIXED,
+				   fd, 0) == at);
+			load(touched.at);
+			CHECK(!pthread_create(&thread, NULL, touch, &touched));
+			access_whole(0, RMAP_ACCESS_READ);
+			_exit(0);
+		}
+		CHECK(waitpid(importer, &status, 0) == importer);
+		EQUAL(status, 0);
+	}
+	kill(pid, SIGKILL);
+	CHECK(waitpid(pid, NULL, 0) == pid);
+}
+
 static unsigned long swapped(pid_t pid)
 {
 	char path[64];
