@@ -35,6 +35,7 @@ rm -rf "$work/build"
 
 cat >"$work/run" <<'END'
 set -uo pipefail
+. ./guest-end.sh
 # From the memory of the guest, not from a file system of the host.
 cp -r /run/work /tmp/engines
 cd /tmp/engines
@@ -57,13 +58,7 @@ for user in $users; do
         "${as_user[@]}" timeout -k 10 300 "./$name-device" || failed+=("$name-device/$user")
     done
 done
-# All spaces go when their files have gone, in a worker: nothing tells when. The kernel refuses until then.
-for _ in $(seq 100); do
-    rmmod rmap 2>/dev/null && break
-    sleep 0.1
-done
-! grep '^rmap ' /proc/modules || failed+=("the module is still in use")
-[ ${#failed[@]} = 0 ] || { printf 'FAILED: %s\n' "${failed[@]}"; exit 1; }
+finish
 END
 say "kernel $version"
 RMAP_GUEST_LIMIT=${RMAP_GUEST_LIMIT:-3600} ci/guest.sh run "$version" "$work" \

@@ -35,6 +35,7 @@ done
 
 cat >"$work/run" <<'END'
 set -uo pipefail
+. ./guest-end.sh
 # From the memory of the guest, not from a file system of the host.
 cp -r /run/work /tmp/inspect
 cd /tmp/inspect
@@ -60,12 +61,7 @@ for user in 0 65534; do
             { tail /tmp/how.$$ /tmp/seen.$$; exit 1; }'
     check "the log of a machine" ./guest-log.sh ./guest_log vmlinuz
 done
-for _ in $(seq 100); do
-    rmmod rmap 2>/dev/null && break
-    sleep 0.1
-done
-! grep '^rmap ' /proc/modules || failed+=("the module is still in use")
-[ ${#failed[@]} = 0 ] || { printf 'FAILED: %s\n' "${failed[@]}"; exit 1; }
+finish
 END
 say "kernel $version"
 RMAP_GUEST_LIMIT=${RMAP_GUEST_LIMIT:-1800} ci/guest.sh run "$version" "$work" '. ./run'

@@ -28,6 +28,7 @@ cp -r mpi-tests "$work"
 
 cat >"$work/run" <<'END'
 set -uo pipefail
+. ./guest-end.sh
 # From the memory of the guest, not from a file system of the host.
 cp -r /run/work /tmp/mpi
 cd /tmp/mpi
@@ -42,12 +43,7 @@ for engine in $engines; do
             mpi-tests/run.sh "$consumer" xpmem 2 exchange 8192 || failed+=("$consumer/$engine")
     done
 done
-for _ in $(seq 100); do
-    rmmod rmap 2>/dev/null && break
-    sleep 0.1
-done
-! grep '^rmap ' /proc/modules || failed+=("the module is still in use")
-[ ${#failed[@]} = 0 ] || { printf 'FAILED: %s\n' "${failed[@]}"; exit 1; }
+finish
 END
 say "kernel $version"
 RMAP_GUEST_LIMIT=${RMAP_GUEST_LIMIT:-3600} ci/guest.sh run "$version" "$work" \

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# kernel/test/build.sh VERSION FOLDER: builds the module for a Debian kernel, and the module that the tests need, into FOLDER.
+# kernel/test/build.sh VERSION FOLDER: builds the module for a Debian kernel, and the module that the tests need, into FOLDER,
+# and puts how tests end next to them.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../ci/lib.sh"
 folder=$(realpath "$2")
@@ -16,4 +17,4 @@ make -s -C "$folder"/build/usr/src/rmap-* KDIR="$headers"
 cp "$folder"/build/usr/src/rmap-*/rmap.ko "$folder/rmap.ko"
 cp -r kernel/test/kthread "$folder/build/kthread"
 make -s -C "$headers" M="$folder/build/kthread" modules
-cp "$folder/build/kthread/rmap_test_kthread.ko" "$folder"
+cp "$folder/build/kthread/rmap_test_kthread.ko" kernel/test/guest-end.sh "$folder"

@@ -3,7 +3,8 @@
 # Runs in the guest, as root, next to rmap.ko and the test program. Arguments: which tests.
 set -uo pipefail
 
-status=0
+. ./guest-end.sh
+failed=()
 uname -r
 
 # Something to swap to, which the tests of swap need.
@@ -26,47 +27,28 @@ leaks=/sys/kernel/debug/kmemleak
 insmod ./rmap_test_kthread.ko || exit 1
 insmod ./rmap.ko || exit 1
 echo "== as root"
-./conformance "$@" || status=1
+./conformance "$@" || failed+=("as root")
 # Only root can start it.
 echo 10000 >/sys/kernel/mm/ksm/pages_to_scan
 echo 1 >/sys/kernel/mm/ksm/run
 echo "== as an ordinary user"
-setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all ./conformance "$@" || status=1
+setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all ./conformance "$@" || failed+=("as an ordinary user")
 
 # Who asks for a part does without the rest.
 if [ $# = 0 ]; then
     echo "== balancing nodes, soon and often"
     for knob in scan_delay_ms scan_period_min_ms; do echo 10 >"/sys/kernel/debug/sched/numa_balancing/$knob"; done
     echo 1 >/proc/sys/kernel/numa_balancing
-    ./conformance pages_that_change_nodes || status=1
+    ./conformance pages_that_change_nodes || failed+=("balancing")
     echo 0 >/proc/sys/kernel/numa_balancing
 fi
 
-# All spaces go when their files have gone, in a worker: nothing tells when. The kernel refuses until then.
-for _ in $(seq 100); do
-    rmmod rmap 2>/dev/null && break
-    sleep 0.1
-done
-if grep -q '^rmap ' /proc/modules; then
-    echo "the module is still in use: $(grep '^rmap ' /proc/modules)"
-    status=1
-fi
+[ $# = 0 ] || finish
 
-if [ -w $leaks ]; then
-    # What has just moved is found by the second.
-    echo scan >$leaks
-    echo scan >$leaks
-    if grep -A 30 '^unreferenced' $leaks; then
-        echo "memory is lost"
-        status=1
-    fi
-fi
-
-[ $# = 0 ] || exit $status
-
+unload
 # Where huge pages are off by default: they work all the same.
 echo "== huge pages on"
 echo 1 >/proc/sys/vm/compact_memory
 insmod ./rmap.ko huge_pages=1 || exit 1
-./conformance huge no_stale partial pages_that mutual || status=1
-exit $status
+./conformance huge no_stale partial pages_that mutual importers_become || failed+=("with huge pages")
+finish
