@@ -472,18 +472,24 @@ fn huge_pages_of_hugetlbfs() {
     }
 }
 
+/// What `smaps` has behind this word about the mapping at `address`.
+fn smaps_of(actor: &Actor, address: usize, word: &str) -> Option<String> {
+    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", actor.pid())).unwrap();
+    let range = |line: &str| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        Some(number(start)?..number(end)?)
+    };
+    let covers = |line: &&str| range(line).is_some_and(|range| range.contains(&address));
+    let mut lines = smaps.lines().skip_while(|line| !covers(line));
+    lines.next().expect("a mapping");
+    let text = lines.take_while(|line| range(line).is_none()).find_map(|line| line.strip_prefix(word))?;
+    Some(text.trim().to_owned())
+}
+
 /// What has been said of the mapping at `address`, of that which is kept.
 fn said_of(actor: &Actor, address: usize) -> Vec<String> {
-    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", actor.pid())).unwrap();
-    let covers = |line: &str| {
-        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-        let number = |text| usize::from_str_radix(text, 16).ok();
-        range.is_some_and(|(start, end)| {
-            number(start).zip(number(end)).is_some_and(|(start, end)| (start..end).contains(&address))
-        })
-    };
-    let of_mapping = smaps.lines().skip_while(|line| !covers(line));
-    let flags = of_mapping.skip(1).find_map(|line| line.strip_prefix("VmFlags:")).expect("a mapping");
+    let flags = smaps_of(actor, address, "VmFlags:").expect("flags");
     // All that importers have touched has "dc": tests/fork.rs looks at what children have.
     let kept = |flag: &&str| ["dd", "hg", "nh", "lo"].contains(flag);
     flags.split_whitespace().filter(kept).map(String::from).collect()
@@ -516,6 +522,32 @@ fn advice_stays_with_memory() {
                     "page {page} of set {set:#b}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn protection_keys_stay_with_memory() {
+    const PAGES: usize = 6;
+    let name = "protection_keys_stay_with_memory";
+    let mut pair = Pair::new(name);
+    // All rights, for the thread that asks. No other thread has any.
+    let Ok(key) = pair.exporter.sys(libc::SYS_pkey_alloc, &[0, 0]) else {
+        return skip(name, "no protection keys are to be had from this processor and kernel");
+    };
+    // A page inside a mapping, and a whole one.
+    for (set, (first, pages)) in [(2, 1), (0, PAGES)].into_iter().enumerate() {
+        let address = ARENA + set * 16 * PAGE;
+        pair.exporter.anon_at(address, PAGES * PAGE);
+        pair.exporter.fill(address, PAGES, 3);
+        pair.exporter.sys(libc::SYS_pkey_mprotect, &[address, PAGES * PAGE, RW as usize, key]).unwrap();
+        let here = pair.importer.attach(pair.apid, address + first * PAGE, pages * PAGE);
+        pair.importer.check(here, pages, 3 + first as u64);
+        pair.importer.detach(here);
+        pair.flows(address + first * PAGE, pages);
+        for page in 0..PAGES {
+            let kept = smaps_of(&pair.exporter, address + page * PAGE, "ProtectionKey:");
+            assert_eq!(kept, Some(key.to_string()), "page {page} of set {set}");
         }
     }
 }

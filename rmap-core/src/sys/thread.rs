@@ -1,6 +1,7 @@
 //! A thread, and a process that shares memory, both on stacks of the library's own.
 
 use super::{Errno, SysResult, raw};
+use core::arch::x86_64::{__cpuid_count, __get_cpuid_max};
 use core::ffi::c_void;
 use core::sync::atomic::AtomicU32;
 use core::time::Duration;
@@ -63,6 +64,17 @@ pub(crate) fn widen_affinity() {
     mask.fill(u64::MAX);
     // SAFETY: reads the mask.
     let _ = unsafe { raw::syscall(libc::SYS_sched_setaffinity, [0, BYTES, pointer, 0, 0, 0]) };
+}
+
+/// Gives the calling thread, and those that it starts, all rights to memory with protection keys. Each thread has its own, which it is born with
+/// and nobody else can change: an application that asks for a key gets rights for the thread that asks.
+pub(crate) fn hold_all_keys() {
+    const FEATURES: u32 = 7;
+    const OSPKE: u32 = 1 << 4;
+    if __get_cpuid_max(0).0 >= FEATURES && __cpuid_count(FEATURES, 0).ecx & OSPKE != 0 {
+        // SAFETY: the kernel has turned the register on. It decides about loads and stores of this thread, and lets all pass.
+        unsafe { core::arch::asm!("wrpkru", in("eax") 0, in("ecx") 0, in("edx") 0, options(nostack)) };
+    }
 }
 
 #[cfg(rmap_race_detector)]

@@ -211,6 +211,8 @@ fn set_up(
 
 extern "C" fn main(order: *mut c_void) -> *mut c_void {
     thread::widen_affinity();
+    // For what the kernel copies out of memory on its behalf.
+    thread::hold_all_keys();
     // SAFETY: `start` passes its order, and waits until this is done with it.
     let order = unsafe { &*order.cast::<Start>() };
     let (service, outcome) = match set_up(order.config, order.stack, order.programs) {
