@@ -134,6 +134,11 @@ int access_whole(pid_t pid, uint64_t flags);
 volatile char *mirror(int access, unsigned long address, size_t length);
 volatile char *mirror_read(int access, unsigned long address, size_t length);
 
+/*
+ * How often something is done that might go wrong once: less on a kernel that
+ * looks at what might go wrong, and takes fifty times as long.
+ */
+int rounds(int often);
 bool has_cap(int cap);
 long status_kb(const char *field);
 unsigned long proc_number(const char *path, const char *field);

@@ -317,7 +317,7 @@ TEST(many_mirrors)
 	actor_start(&target);
 	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 	access = access_whole(target.pid, RW);
-	for (int i = 0; i < 20000; i++) {
+	for (int i = 0; i < rounds(20000); i++) {
 		m = mirror(access, a, size);
 		store(m + (i % 64) * PAGE, i);
 		CHECK(!munmap((void *)m, size));

@@ -147,7 +147,7 @@ static void *remap_all_the_time(void *arg)
 
 TEST(memory_of_a_virtual_machine_changes_while_it_runs)
 {
-	struct remapping work = { .rounds = 500 };
+	struct remapping work = { .rounds = rounds(500) };
 	unsigned int value = 0, seen = 0;
 	struct machine machine;
 	struct actor target;

@@ -198,7 +198,7 @@ static void *spin(void *arg)
 static void reuse_after(bool by_unmap)
 {
 	unsigned long a, b, size = 128 * PAGE;
-	int control, access, zero, rounds = 200;
+	int control, access, zero;
 	struct spin work = { .size = size };
 	struct actor target;
 	pthread_t threads[2];
@@ -218,7 +218,7 @@ static void reuse_after(bool by_unmap)
 	work.m = mirror(access, 0, size);
 	for (int t = 0; t < 2; t++)
 		CHECK(!pthread_create(&threads[t], NULL, spin, &work));
-	for (int round = 0; round < rounds; round++) {
+	for (int round = 0; round < rounds(200); round++) {
 		if (by_unmap) {
 			CHECK(!rmap_unmap(control, 0, size));
 			for (unsigned long i = 0; i < size; i += PAGE)

@@ -82,7 +82,7 @@ TEST(mutual_mirrors)
 	CHECK(write(go[1], &pids[1], sizeof(pid_t)) == sizeof(pid_t));
 	CHECK(write(go[1], &pids[0], sizeof(pid_t)) == sizeof(pid_t));
 	for (int i = 0; i < 2; i++)
-		while (counters[i * 8] < 20000)
+		while (counters[i * 8] < (uint64_t)rounds(20000))
 			sched_yield();
 	kill(pids[0], SIGKILL);
 	CHECK(waitpid(pids[0], NULL, 0) == pids[0]);
@@ -200,7 +200,7 @@ static void *touch(void *arg)
  */
 TEST(importers_become_targets)
 {
-	enum { OTHERS = 200, ROUNDS = 100 };
+	enum { OTHERS = 200 };
 	unsigned long size = 64 * PAGE;
 	int fd = memfd_create("test", MFD_CLOEXEC), others[OTHERS];
 	char *own;
@@ -217,7 +217,7 @@ TEST(importers_become_targets)
 	CHECK(pid >= 0);
 	if (!pid)
 		punch(fd, own, size);
-	for (int round = 0; round < ROUNDS; round++) {
+	for (int round = 0; round < rounds(100); round++) {
 		pid_t importer = fork();
 		int status;
 
@@ -266,7 +266,7 @@ static void swap_out_and_in(int advice)
 	unsigned long a, size = 4 * HUGE;
 	struct actor target;
 	volatile char *m;
-	int rounds = 0;
+	int swaps = 0;
 
 	if (!proc_number("/proc/meminfo", "SwapTotal:"))
 		skip("no swap here");
@@ -278,14 +278,14 @@ static void swap_out_and_in(int advice)
 		store(m + i, i + 1);
 	for (int round = 0; round < 4; round++) {
 		CHECK(!actor_sys(&target, SYS_madvise, a, size, MADV_PAGEOUT));
-		rounds += swapped(target.pid) > 0;
+		swaps += swapped(target.pid) > 0;
 		/* Loads first: swapped in clean, then dirtied by the mirror. */
 		for (unsigned long i = 0; i < size; i += PAGE)
 			EQUAL(load(m + i), i + 1 + round);
 		for (unsigned long i = 0; i < size; i += PAGE)
 			store(m + i, i + 2 + round);
 	}
-	CHECK(rounds);
+	CHECK(swaps);
 	CHECK(!actor_sys(&target, SYS_madvise, a, size, MADV_PAGEOUT));
 	for (unsigned long i = 0; i < size; i += PAGE)
 		EQUAL(actor_get(&target, a + i), i + 5);
