@@ -212,6 +212,7 @@ impl Run<'_> {
                         attached: range,
                         run,
                         store,
+                        hops: 0,
                     }
                 };
                 self.send(peer, &message.encode(), &[]);

@@ -102,11 +102,12 @@ impl<'a> Input<'a> {
             },
             1 => Message::Refused { request, errno: self.number(&[2, 13, 22, 110]) },
             2 | 3 => {
-                let source = match self.below(4) {
+                let source = match self.below(5) {
                     0 => Source::File { offset: self.offset(known.around) },
                     1 => {
                         Source::SystemV { id: self.number(known.system_v), offset: self.offset(known.around) }
                     }
+                    2 => Source::Foreign { offset: self.offset(known.around) },
                     _ => Source::Object { serial: self.number(known.serials) },
                 };
                 let (range, writable) = (self.range(known.around), self.byte().is_multiple_of(2));
@@ -135,6 +136,7 @@ impl<'a> Input<'a> {
                     attached,
                     run: self.number(&[1, 5, 100]),
                     store: self.byte().is_multiple_of(2),
+                    hops: self.number(&[0, 1, 8]),
                 }
             }
         }

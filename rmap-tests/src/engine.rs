@@ -52,6 +52,11 @@ impl Engine {
         self != Self::Driver
     }
 
+    /// Who attaches an attachment of another process reaches the memory behind it.
+    pub fn passes_attachments_on(self) -> bool {
+        self == Self::Clone
+    }
+
     /// No id is ever used again, and none can be guessed.
     pub fn draws_ids(self) -> bool {
         self != Self::Driver

@@ -7,7 +7,7 @@ use crate::range::Range;
 
 /// Bytes of a message.
 pub(crate) const SIZE: usize = 64;
-const VERSION: u32 = 0x726d_0002;
+const VERSION: u32 = 0x726d_0003;
 
 /// What a permit allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,9 @@ pub(crate) enum Source {
     File { offset: u64 },
     /// From a System V segment. The IPC namespace that it is in comes with the message.
     SystemV { id: u32, offset: u64 },
+    /// From an object of a third process, which the exporter has attached. As with its own, what is missing in it is asked for; as with a
+    /// file, the descriptor comes with the message.
+    Foreign { offset: u64 },
 }
 
 /// A message.
@@ -41,8 +44,9 @@ pub(crate) enum Message {
     /// Exporter: no; the number is an errno.
     Refused { request: u32, errno: u32 },
     /// Importer: a thread waits for the page at `addr`, in an attachment of `attached`. `run` says how many requests before
-    /// this one went on where the last had ended; `store`, that the thread stores to a page that it may only read.
-    Resolve { request: u32, grant: u32, addr: usize, attached: Range, run: u32, store: bool },
+    /// this one went on where the last had ended; `store`, that the thread stores to a page that it may only read; `hops`, how many
+    /// processes have passed the question on, each of which has attached what it is asked for.
+    Resolve { request: u32, grant: u32, addr: usize, attached: Range, run: u32, store: bool, hops: u32 },
     /// Exporter: these pages are there now. An object that the importer does not know yet comes with the
     /// message.
     Resolved { request: u32, range: Range, source: Source, writable: bool },
@@ -135,18 +139,20 @@ impl Message {
                 start(2).u32(request).u32(grant).u32(serial).range(range)
             }
             Self::Refused { request, errno } => start(3).u32(request).u32(errno),
-            Self::Resolve { request, grant, addr, attached, run, store } => start(4)
+            Self::Resolve { request, grant, addr, attached, run, store, hops } => start(4)
                 .u32(request)
                 .u32(grant)
                 .u32(run)
                 .u64(addr as u64)
                 .range(attached)
-                .u32(u32::from(store)),
+                .u32(u32::from(store))
+                .u32(hops),
             Self::Resolved { request, range, source, writable } => {
                 let (kind, id, offset) = match source {
                     Source::Object { serial } => (0, serial, 0),
                     Source::File { offset } => (1, 0, offset),
                     Source::SystemV { id, offset } => (2, id, offset),
+                    Source::Foreign { offset } => (3, 0, offset),
                 };
                 start(5).u32(request).u32(u32::from(writable)).range(range).u32(kind).u32(id).u64(offset)
             }
@@ -189,7 +195,7 @@ impl Message {
             4 => {
                 let (request, grant, run) = (from.u32()?, from.u32()?, from.u32()?);
                 let (addr, attached) = (from.u64()? as usize, from.range()?);
-                Self::Resolve { request, grant, addr, attached, run, store: from.flag()? }
+                Self::Resolve { request, grant, addr, attached, run, store: from.flag()?, hops: from.u32()? }
             }
             5 => {
                 let (request, writable, range) = (from.u32()?, from.flag()?, from.range()?);
@@ -198,6 +204,7 @@ impl Message {
                     0 => Source::Object { serial: id },
                     1 => Source::File { offset },
                     2 => Source::SystemV { id, offset },
+                    3 => Source::Foreign { offset },
                     _ => return None,
                 };
                 Self::Resolved { request, range, source, writable }
@@ -235,6 +242,7 @@ mod tests {
             any::<u32>().prop_map(|serial| Source::Object { serial }),
             any::<u64>().prop_map(|offset| Source::File { offset }),
             any::<(u32, u64)>().prop_map(|(id, offset)| Source::SystemV { id, offset }),
+            any::<u64>().prop_map(|offset| Source::Foreign { offset }),
         ];
         prop_oneof![
             (any::<(u32, u32)>(), access).prop_map(|((request, segment), access)| Message::Get {
@@ -246,9 +254,9 @@ mod tests {
                 Message::Granted { request, grant, serial, range }
             }),
             any::<(u32, u32)>().prop_map(|(request, errno)| Message::Refused { request, errno }),
-            (any::<(u32, u32, usize, u32, bool)>(), ranges()).prop_map(
-                |((request, grant, addr, run, store), attached)| {
-                    Message::Resolve { request, grant, addr, attached, run, store }
+            (any::<(u32, u32, usize, u32, bool, u32)>(), ranges()).prop_map(
+                |((request, grant, addr, run, store, hops), attached)| {
+                    Message::Resolve { request, grant, addr, attached, run, store, hops }
                 }
             ),
             (any::<(u32, bool)>(), ranges(), source).prop_map(|((request, writable), range, source)| {

@@ -96,6 +96,20 @@ pub(crate) fn reopen(fd: impl AsFd, writable: bool) -> SysResult<OwnedFd> {
     rustix::fs::open(path.as_c_str(), flags(writable), Mode::empty())
 }
 
+/// Whether a descriptor allows to write.
+pub(crate) fn is_writable(fd: impl AsFd) -> SysResult<bool> {
+    Ok(rustix::fs::fcntl_getfl(fd)? & OFlags::RWMODE != OFlags::RDONLY)
+}
+
+/// Whether a sparse file has a page at an offset. Moves where the open file is read next.
+pub(crate) fn has_data(fd: impl AsFd, offset: u64) -> SysResult<bool> {
+    match rustix::fs::seek(fd, rustix::fs::SeekFrom::Data(offset)) {
+        Ok(found) => Ok(found == offset),
+        Err(Errno::NXIO) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Bytes in the pages of a file of hugetlbfs; `None` for other files.
 pub(crate) fn huge_page_size(fd: impl AsFd) -> SysResult<Option<usize>> {
     const HUGETLBFS: u64 = 0x9584_58f6;

@@ -246,6 +246,7 @@ fn answers_that_name_nothing() {
     for (what, source) in [
         ("an object that was not sent", Source::Object { serial: 99 }),
         ("a file that was not sent", Source::File { offset: 0 }),
+        ("a third process's object that was not sent", Source::Foreign { offset: 0 }),
     ] {
         let wire = scene.attached(RDWR);
         let request = scene.load_begins(&wire, 2);
@@ -315,15 +316,25 @@ fn files_that_are_not_what_they_should_be() {
         }
         drop(wire);
         scene.is_well();
-        // In place of a file.
-        let wire = scene.attached(RDWR);
-        let request = scene.load_begins(&wire, 1);
-        let source = Source::File { offset: 0 };
-        let answer = Message::Resolved { request, range: page(1), source, writable: true };
-        wire.send(&answer.encode(), &[descriptor.as_fd()]).unwrap();
-        scene.is_cut(1, what);
-        scene.leave();
+        // In place of a file, or of another process's object.
+        for source in [Source::File { offset: 0 }, Source::Foreign { offset: 0 }] {
+            let wire = scene.attached(RDWR);
+            let request = scene.load_begins(&wire, 1);
+            let answer = Message::Resolved { request, range: page(1), source, writable: true };
+            wire.send(&answer.encode(), &[descriptor.as_fd()]).unwrap();
+            scene.is_cut(1, what);
+            scene.leave();
+        }
     }
+    // Whose missing pages cannot be asked for.
+    let wire = scene.attached(RDWR);
+    let request = scene.load_begins(&wire, 1);
+    let program = File::open("/proc/self/exe").unwrap();
+    let answer =
+        Message::Resolved { request, range: page(1), source: Source::Foreign { offset: 0 }, writable: false };
+    wire.send(&answer.encode(), &[program.as_fd()]).unwrap();
+    scene.is_cut(1, "a file on a disk");
+    scene.leave();
     // None at all.
     let (wire, request) = scene.get_begins(RDONLY);
     say(&wire, Message::Granted { request, grant: GRANT, serial: SERIAL, range: all() });

@@ -105,13 +105,13 @@ fn descriptors_of(scene: &Scene) -> usize {
     descriptors(&scene.exporter)
 }
 
-fn resolve(request: u32, grant: u32, addr: usize, attached: Range) -> Message {
-    Message::Resolve { request, grant, addr, attached, run: 0, store: false }
+pub(crate) fn resolve(request: u32, grant: u32, addr: usize, attached: Range) -> Message {
+    Message::Resolve { request, grant, addr, attached, run: 0, store: false, hops: 0 }
 }
 
 /// Says something and hears the answer.
 #[track_caller]
-fn ask(wire: &Wire, message: Message) -> Option<Message> {
+pub(crate) fn ask(wire: &Wire, message: Message) -> Option<Message> {
     say(wire, message);
     hear(wire).map(|(message, _)| message)
 }
@@ -384,8 +384,15 @@ fn ranges_and_numbers_that_lie() {
         assert_eq!(ask(&wire, get), Some(Message::Refused { request: 4, errno: libc::ENOENT as u32 }));
     }
     for run in [1, 63, u32::MAX] {
-        let question =
-            Message::Resolve { request: 5, grant, addr: ARENA + 8, attached: all, run, store: run == 1 };
+        let question = Message::Resolve {
+            request: 5,
+            grant,
+            addr: ARENA + 8,
+            attached: all,
+            run,
+            store: run == 1,
+            hops: run,
+        };
         match ask(&wire, question) {
             Some(Message::Resolved { request: 5, range, .. }) => assert!(all.covers(range), "{range}"),
             other => panic!("run {run}: {other:?}"),

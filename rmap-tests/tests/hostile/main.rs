@@ -2,6 +2,7 @@
 
 mod exporters;
 mod importers;
+mod passed_on;
 /// The library's own.
 #[path = "../../../rmap-core/src/engine/protocol.rs"]
 mod protocol;

@@ -244,6 +244,7 @@ impl Service {
             if self.importer.ask_for_waiters(&self.poller, HOST) {
                 patience = self.importer.check_patience(self.calls);
             }
+            self.settle();
             let patience = patience.into_iter().chain(self.exporter.patience());
             let patience = patience.chain(self.deaf.map(|_| DEAF)).min();
             let was_deaf = self.deaf.is_some();
@@ -278,6 +279,7 @@ impl Service {
             {
                 self.calls.answer(ticket, Ok(answer));
             }
+            self.pass_questions_on();
             self.exporter.catch_up_clients(&self.poller, CLIENT);
             self.exporter.mind_importers(self.calls, &self.poller, WATCHER);
             if self.exporter.is_asked() {
@@ -350,7 +352,7 @@ impl Service {
             WATCHER => self.exporter.on_events(),
             TRAP => {
                 self.importer.on_reports(&self.poller, HOST);
-                self.note_removed_windows();
+                self.settle();
             }
             CLIENT => {
                 if event.writable {
@@ -366,7 +368,7 @@ impl Service {
                 }
                 if event.readable || event.hung_up {
                     self.importer.host_readable(number, self.calls, &self.poller, HOST);
-                    self.note_removed_windows();
+                    self.settle();
                 }
             }
             _ => {}
@@ -396,29 +398,32 @@ impl Service {
             }
             Call::Close { grant } => {
                 self.importer.close(grant, &self.poller, HOST);
-                self.note_removed_windows();
+                if self.settle() {
+                    return self.exporter.answer_when_all_know(ticket, self.calls);
+                }
                 Ok(Answer::Done)
             }
             Call::Map { grant, remote, place } => {
                 counters::count(Cell::AttachMisses);
                 self.importer.catch_up(grant, self.calls, &self.poller, HOST);
-                let own = self.importer.is_own(grant, self.endpoint);
                 let replaced = place.and_then(|place| Range::new(place, remote.len()));
                 let free = replaced.map_or(Ok(()), |range| self.exporter.is_to_be_replaced(range));
                 let mapped = free.and_then(|()| self.importer.map(grant, remote, place));
+                self.settle();
+                if let Some(range) = mapped.ok().and_then(|mapped| mapped.made) {
+                    self.exporter.note_window(range);
+                }
                 if let Some(range) = replaced {
                     self.exporter.may_be_replaced(range);
-                }
-                self.note_removed_windows();
-                if let Some(range) = mapped.ok().and_then(|mapped| mapped.made).filter(|_| own) {
-                    self.exporter.note_own_window(range, true);
                 }
                 mapped.map(|mapped| Answer::Mapped(mapped.base))
             }
             Call::Unmap { addr } => {
                 let unmapped = self.importer.unmap(addr);
                 counters::add(Cell::DetachMisses, u64::from(unmapped.is_ok()));
-                self.note_removed_windows();
+                if self.settle() && unmapped.is_ok() {
+                    return self.exporter.answer_when_all_know(ticket, self.calls);
+                }
                 unmapped.map(|()| Answer::Done)
             }
             Call::ForkBegin => {
@@ -440,8 +445,28 @@ impl Service {
         self.calls.answer(ticket, answer);
     }
 
-    fn note_removed_windows(&mut self) {
+    /// Has the importing side answer what importers ask about this process's windows.
+    fn pass_questions_on(&mut self) {
+        while let Some(question) = self.exporter.take_question() {
+            if let Some(reply) = self.importer.question(question, &self.poller, HOST) {
+                self.exporter.reply(question, reply);
+            }
+        }
+        self.settle();
+    }
+
+    /// Tells the exporting side what has become of windows. True if importers had to be told.
+    fn settle(&mut self) -> bool {
+        // What was said before a window went is said first: importers must know what they are to give up.
+        while let Some((question, reply)) = self.importer.take_reply() {
+            self.exporter.reply(question, reply);
+        }
+        let mut told = false;
+        while let Some(range) = self.importer.take_changed() {
+            told |= self.exporter.is_not_shown_on(range);
+        }
         let exporter = &mut self.exporter;
-        self.importer.take_removed(|range| exporter.note_own_window(range, false));
+        self.importer.take_removed(|range| told |= exporter.note_window_gone(range));
+        told
     }
 }

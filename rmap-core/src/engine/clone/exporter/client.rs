@@ -2,11 +2,14 @@
 
 use super::super::protocol::{self, Access, Message, Source};
 use super::super::secret::{Key, Side};
+use super::Resolve;
 use super::object::Object;
 use super::rights::{Creator, Party, User};
 use super::status::Status;
 use crate::counters::rows::Row;
+use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed, is_passing};
+use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::event::Poller;
@@ -66,6 +69,8 @@ pub(crate) struct Client {
     held_since: Option<Duration>,
     /// It has let a notice go unanswered for too long.
     slow: bool,
+    /// So many of its questions are about attachments of this process, and not answered yet.
+    pub(crate) open_questions: u32,
 }
 
 /// Bound on the permits of one importer: XPMEM's ids end there too.
@@ -97,6 +102,7 @@ impl Client {
             owes: false,
             held_since: None,
             slow: false,
+            open_questions: 0,
         })
     }
 
@@ -185,6 +191,13 @@ impl Client {
 
     pub(crate) fn hole(&self, request: u32) -> Result<()> {
         self.send(Message::Hole { request }, None)
+    }
+
+    /// Says that there is nothing, and why in the log.
+    pub(super) fn tell_hole(&self, request: &Resolve, why: &str) -> Result<()> {
+        log!(Debug, "{:#x} is a hole for process {}: {why}", request.addr, self.pid());
+        counters::count(Cell::AnswersHole);
+        self.hole(request.request)
     }
 
     pub(crate) fn read_only(&self, request: u32) -> Result<()> {

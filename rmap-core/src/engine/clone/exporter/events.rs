@@ -517,7 +517,7 @@ impl Exporter {
             return Ok(());
         };
         if !object.is_at_home(vma) {
-            if vma.shared && !self.own_windows.within(range).any(|_| true) {
+            if vma.shared && !self.windows.within(range).any(|_| true) {
                 survey.strays.push((*vma, object.serial))?;
             }
             return Ok(());

@@ -17,6 +17,7 @@ mod left;
 mod notice;
 mod numa;
 mod object;
+mod passed_on;
 mod pins;
 mod plan;
 mod private_files;
@@ -55,6 +56,7 @@ use left::Left;
 use notice::Notices;
 use numa::Placement;
 use object::{Object, Objects};
+pub(crate) use passed_on::Question;
 use private_files::PrivateFiles;
 pub(crate) use programs::Programs;
 use staging::Stager;
@@ -122,6 +124,7 @@ struct Resolve {
     attached: Range,
     run: u32,
     store: bool,
+    hops: u32,
     /// When it was first found that a device may write to the page.
     pinned_since: Option<Duration>,
 }
@@ -158,8 +161,12 @@ pub(crate) struct Exporter {
     shared: RangeTable<Shared>,
     /// What the application has unmapped, and importers have not.
     left: Left,
-    /// This process's windows onto its own segments, which map the objects in other places.
-    own_windows: RangeTable<()>,
+    /// This process's windows. They may map its own objects, in other places.
+    windows: RangeTable<()>,
+    /// What importers have been shown of them.
+    passed_on: RangeTable<()>,
+    /// Questions about them, for the importing side.
+    questions: OwnVec<Question>,
     /// Files behind adopted private mappings, by address: pages that are dropped show them again.
     private_files: PrivateFiles,
     /// Files of shared memory that a child maps as well: importers map them from here.
@@ -219,7 +226,9 @@ impl Exporter {
             backed: RangeTable::new(),
             shared: RangeTable::new(),
             left: Left::new(),
-            own_windows: RangeTable::new(),
+            windows: RangeTable::new(),
+            passed_on: RangeTable::new(),
+            questions: OwnVec::new(),
             private_files: PrivateFiles::new(),
             own_files: OwnVec::new(),
             inherited: OwnVec::new(),
@@ -266,15 +275,6 @@ impl Exporter {
     /// What reports unmapping of adopted memory.
     pub(crate) fn watcher(&self) -> BorrowedFd<'_> {
         self.watchers.as_fd()
-    }
-
-    /// This process maps a segment of its own, or does not any more.
-    pub(crate) fn note_own_window(&mut self, window: Range, mapped: bool) {
-        let noted =
-            if mapped { self.own_windows.insert(window, ()) } else { self.own_windows.remove(window) };
-        if let Err(errno) = noted {
-            log!(Error, "noting the window {window}: {errno}", errno = Said(errno));
-        }
     }
 
     /// The service thread is about to map something over a range of this process: it would be held itself by the
@@ -340,7 +340,7 @@ impl Exporter {
         self.free_unseen();
         // After they were told: an importer that sees this looks for the message.
         self.status.segment_removed();
-        if self.shared.next_in(segment.range).is_some() {
+        if self.shared.next_in(segment.range).is_some() || self.shows_attachments(segment.range) {
             self.wait_for_importers();
         }
         log!(Info, "segment {counter} removed");
@@ -348,7 +348,7 @@ impl Exporter {
         if !granted || !reachable {
             self.close_idle_objects();
             self.limit_idle_objects();
-            return self.answer_removal(ticket, calls);
+            return self.answer_when_all_know(ticket, calls);
         }
         if let Err(errno) = self.jobs.push(Job::Evict { segment, ticket }) {
             self.evict_later(segment, failed("mmap")(errno), ticket, calls);
@@ -364,8 +364,8 @@ impl Exporter {
         calls.fail(ticket, error);
     }
 
-    /// The memory has left the objects. What importers map from files is theirs to give up.
-    fn answer_removal(&mut self, ticket: Ticket, calls: &Calls) {
+    /// Answers when importers know what they were told: what they map from files is theirs to give up.
+    pub(crate) fn answer_when_all_know(&mut self, ticket: Ticket, calls: &Calls) {
         if !self.waits_for_importers() || self.notices.answer_later(ticket).is_err() {
             calls.answer(ticket, Ok(Answer::Done));
         }
@@ -497,8 +497,9 @@ impl Exporter {
                 self.free_unseen();
                 Ok(())
             }
-            Message::Resolve { request, grant, addr, attached, run, store } => {
-                let request = Resolve { request, grant, addr, attached, run, store, pinned_since: None };
+            Message::Resolve { request, grant, addr, attached, run, store, hops } => {
+                let pinned_since = None;
+                let request = Resolve { request, grant, addr, attached, run, store, hops, pinned_since };
                 if self.answer(number, request, false)? {
                     return Ok(());
                 }
@@ -660,7 +661,7 @@ impl Exporter {
                             || backed.iter().any(|span| span.value.serial == object.serial)
                     });
                     self.close_idle_objects();
-                    self.answer_removal(ticket, calls);
+                    self.answer_when_all_know(ticket, calls);
                 }
                 Job::EvictIdle => self.evict_idle_objects(),
                 Job::Fork(fork) => {

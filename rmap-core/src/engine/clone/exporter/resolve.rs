@@ -74,6 +74,10 @@ impl Exporter {
         if !grant.range.covers(request.attached) || !request.attached.contains(request.addr) {
             return Err(Error::Invalid("a request outside the permit"));
         }
+        if self.is_attached(request.addr) {
+            self.pass_on(number, request, grant.access == Access::ReadWrite)?;
+            return Ok(true);
+        }
         let user = self.clients[index].user();
         let finding = match self.find(&grant, &request, user, frozen) {
             Ok(finding) => finding,
@@ -101,11 +105,7 @@ impl Exporter {
         let id = request.request;
         match finding {
             Finding::NeedsFreeze | Finding::Pinned => return Ok(false),
-            Finding::Hole(why) => {
-                log!(Debug, "{:#x} is a hole for process {}: {why}", request.addr, client.pid());
-                counters::count(Cell::AnswersHole);
-                client.hole(id)?;
-            }
+            Finding::Hole(why) => client.tell_hole(&request, why)?,
             Finding::ReadOnly => {
                 counters::count(Cell::AnswersReadOnly);
                 client.read_only(id)?;

@@ -92,7 +92,7 @@ impl Importer {
             let block = waiter.page & !(HUGE_PAGE - 1);
             let asked = self.requests.iter().any(|request| match request.kind {
                 RequestKind::Resolve { page } => page & !(HUGE_PAGE - 1) == block,
-                RequestKind::Get { .. } => false,
+                RequestKind::Get { .. } | RequestKind::PassOn(_) => false,
             });
             if asked {
                 continue;
@@ -137,6 +137,7 @@ impl Importer {
             attached,
             run,
             store,
+            hops: 0,
         })
     }
 
@@ -161,15 +162,8 @@ impl Importer {
             self.wake(Range::page_at(page));
             return Ok(());
         };
-        let is_object = matches!(source, Source::Object { .. });
-        let skipped = window.to_remote(local.start()).wrapping_sub(range.start());
-        let source = match source {
-            Source::File { offset } => Source::File { offset: offset.wrapping_add(skipped as u64) },
-            Source::SystemV { id, offset } => {
-                Source::SystemV { id, offset: offset.wrapping_add(skipped as u64) }
-            }
-            object @ Source::Object { .. } => object,
-        };
+        let is_object = matches!(source, Source::Object { .. } | Source::Foreign { .. });
+        let source = window.cut(source, range, local);
         self.windows[index].run_end = window.to_remote(local.end());
         let mapped = self.map_piece(window, local, source, writable, descriptor);
         if let Err(error) = mapped {

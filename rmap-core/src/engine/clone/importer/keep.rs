@@ -180,4 +180,9 @@ impl Importer {
             each(range);
         }
     }
+
+    /// Takes what windows have shown until now and do not any more.
+    pub(crate) fn take_changed(&mut self) -> Option<Range> {
+        self.changed.remove(self.changed.len().wrapping_sub(1))
+    }
 }

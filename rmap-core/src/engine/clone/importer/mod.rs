@@ -6,6 +6,7 @@
 mod faults;
 mod host;
 mod keep;
+mod pass_on;
 mod signals;
 mod status;
 mod swap;
@@ -14,6 +15,7 @@ mod window;
 
 use super::calls::{Answer, Call, Calls, Ticket};
 use super::errand::Errand;
+use super::exporter::Question;
 use super::protocol::{Access, Message, Source};
 use super::rendezvous::{self, refusal};
 use super::rights::Shared;
@@ -36,6 +38,8 @@ use crate::sys::uffd::Userfaultfd;
 use core::time::Duration;
 use faults::{Waiter, Why};
 use host::Host;
+use pass_on::Said;
+pub(crate) use pass_on::{Reply, Shown};
 use signals::FaultSignals;
 use status::StatusPages;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -68,21 +72,30 @@ struct Request {
 
 #[derive(Clone, Copy, Debug)]
 enum RequestKind {
-    Get { ticket: Ticket, access: Access },
-    Resolve { page: usize },
+    Get {
+        ticket: Ticket,
+        access: Access,
+    },
+    Resolve {
+        page: usize,
+    },
+    /// An importer of this process asks.
+    PassOn(Question),
 }
 
 impl RequestKind {
     fn get(self) -> Option<(Ticket, Access)> {
         match self {
             Self::Get { ticket, access } => Some((ticket, access)),
-            Self::Resolve { .. } => None,
+            Self::Resolve { .. } | Self::PassOn(_) => None,
         }
     }
 
-    fn page(self) -> Option<usize> {
+    /// The page that is asked for, and whose question it is if no thread of this process waits.
+    fn page(self) -> Option<(usize, Option<Question>)> {
         match self {
-            Self::Resolve { page } => Some(page),
+            Self::Resolve { page } => Some((page, None)),
+            Self::PassOn(question) => Some((question.page(), Some(question))),
             Self::Get { .. } => None,
         }
     }
@@ -108,6 +121,10 @@ pub(crate) struct Importer {
     make_room_at: usize,
     /// Windows that are gone, for the exporter of this process to know.
     removed: OwnVec<Range>,
+    /// What windows do not show any more, for the exporter of this process to know.
+    changed: OwnVec<Range>,
+    /// Answers to questions of its importers.
+    replies: OwnVec<(Question, Reply)>,
     status_pages: StatusPages,
     /// The exporters, for others to see.
     peer_rows: PeerRows,
@@ -155,6 +172,8 @@ impl Importer {
             listing: Listing::shared().and_then(Listing::new).map_err(failed("mmap"))?,
             make_room_at: config.window_limit,
             removed,
+            changed: OwnVec::new(),
+            replies: OwnVec::new(),
             status_pages: StatusPages::new(),
             peer_rows: PeerRows::of_exporters(),
             pieces: RangeTable::new(),
@@ -379,7 +398,8 @@ impl Importer {
         self.host(host).map_or(0, |index| self.hosts[index].pid())
     }
 
-    /// An exporter is gone, or of no use: every wait for it ends with `error`. What was mapped stays readable.
+    /// An exporter is gone, or of no use: every wait for it ends with `error`. What was mapped stays readable, but for what it had attached
+    /// itself: whose memory that is does not know this process.
     fn lose_host(&mut self, number: u32, error: Error, calls: &Calls, poller: &Poller, token: u64) {
         let pid = self.pid_of(number);
         if let Some(index) = self.host(number) {
@@ -390,6 +410,9 @@ impl Importer {
                 if self.permits[index].host == number {
                     self.close_windows(self.permits[index].number);
                 }
+            }
+            if let Err(error) = self.make_stale(number, Range::EVERYTHING, Piece::is_foreign) {
+                log!(Error, "what a process had attached that has ended is shown still: {error}");
             }
         }
         let mut index = 0;
@@ -402,6 +425,9 @@ impl Importer {
             match request.kind {
                 RequestKind::Get { ticket, .. } => calls.fail(ticket, error),
                 RequestKind::Resolve { page } => self.refuse_block(page, Why::Gone(pid)),
+                RequestKind::PassOn(question) => {
+                    self.reply(question, Reply::Hole("whose memory it is has gone"))
+                }
             }
         }
         // Threads may wait for neighbours of a page whose answer was refused.
@@ -427,7 +453,7 @@ impl Importer {
             return Err(Error::Invalid("an answer to a question that was not sent yet"));
         }
         if let Some(request) = self.requests.remove(index)
-            && request.kind.page().is_some()
+            && matches!(request.kind, RequestKind::Resolve { .. })
         {
             let took = u64::try_from(thread::time().saturating_sub(request.since).as_nanos()).unwrap_or(0);
             counters::add(Cell::TouchesNs, took);
@@ -469,24 +495,35 @@ impl Importer {
                 Ok(())
             }
             Message::Resolved { request, range, source, writable } => {
-                let Some(page) = self.take_request(request, host, RequestKind::page)? else {
+                let Some((page, question)) = self.take_request(request, host, RequestKind::page)? else {
                     return Ok(());
                 };
-                counters::count(match source {
-                    Source::Object { .. } => Cell::TouchesObject,
-                    Source::File { .. } => Cell::TouchesFile,
-                    Source::SystemV { .. } => Cell::TouchesSystemV,
-                });
+                if question.is_none() {
+                    counters::count(match source {
+                        Source::Object { .. } => Cell::TouchesObject,
+                        Source::File { .. } | Source::Foreign { .. } => Cell::TouchesFile,
+                        Source::SystemV { .. } => Cell::TouchesSystemV,
+                    });
+                }
                 let row = self.host(host).and_then(|index| self.hosts[index].row);
                 self.peer_rows.answer(row, range.len() as u64);
-                self.resolved(host, page, range, source, writable, descriptor)?;
+                let asked = question.map(|q| (q, Said::keep(range, source, writable, descriptor.as_ref())));
+                let mapped = self.resolved(host, page, range, source, writable, descriptor);
+                if let Some((question, said)) = asked {
+                    self.reply_what_was_said(question, host, mapped.and(said));
+                }
+                mapped?;
                 self.ask_for_waiters(poller, token);
                 Ok(())
             }
             Message::Hole { request } => {
-                let Some(page) = self.take_request(request, host, RequestKind::page)? else {
+                let Some((page, question)) = self.take_request(request, host, RequestKind::page)? else {
                     return Ok(());
                 };
+                if let Some(question) = question {
+                    self.reply(question, Reply::Hole("whose memory it is says so"));
+                    return Ok(());
+                }
                 counters::count(Cell::TouchesHole);
                 log!(Debug, "{page:#x} is a hole: exporter {} says so", self.pid_of(host));
                 self.refuse_page(page, libc::SIGBUS, Why::Said);
@@ -494,9 +531,13 @@ impl Importer {
                 Ok(())
             }
             Message::ReadOnly { request } => {
-                let Some(page) = self.take_request(request, host, RequestKind::page)? else {
+                let Some((page, question)) = self.take_request(request, host, RequestKind::page)? else {
                     return Ok(());
                 };
+                if let Some(question) = question {
+                    self.reply(question, Reply::ReadOnly);
+                    return Ok(());
+                }
                 counters::count(Cell::TouchesReadOnly);
                 log!(Debug, "{page:#x} may only be read, exporter {} says", self.pid_of(host));
                 self.refuse_page(page, libc::SIGSEGV, Why::Said);
@@ -505,7 +546,7 @@ impl Importer {
             }
             Message::Status => self.learn_status(host, descriptor),
             Message::Stale { range, number } => {
-                self.make_stale(host, range)?;
+                self.make_stale(host, range, Piece::needs_notice)?;
                 self.confirm(host, number, poller, token)
             }
             Message::Removed { grant, number } => {
@@ -517,7 +558,8 @@ impl Importer {
                 // What is mapped from files cannot be punched by the exporter.
                 if let Some((permit, range)) = ended {
                     self.close_windows(permit);
-                    self.make_stale(host, range)?;
+                    self.make_stale(host, range, Piece::needs_notice)?;
+                    self.note_changed(permit)?;
                 }
                 self.confirm(host, number, poller, token)
             }
@@ -599,12 +641,6 @@ impl Importer {
         Ok(number)
     }
 
-    /// Whether windows of this permit map objects of this very process.
-    pub(crate) fn is_own(&self, permit: u32, endpoint: Endpoint) -> bool {
-        let host = self.permit(permit).and_then(|index| self.host(self.permits[index].host));
-        host.is_some_and(|index| self.hosts[index].endpoint == endpoint)
-    }
-
     /// Reads what an exporter has said, if its status word tells that there is something that permits depend on.
     pub(crate) fn catch_up(&mut self, permit: u32, calls: &Calls, poller: &Poller, token: u64) {
         let Some(index) = self.permit(permit) else { return };
@@ -645,6 +681,9 @@ impl Importer {
                     RequestKind::Get { ticket, .. } => calls.fail(ticket, Error::TimedOut),
                     RequestKind::Resolve { page } => {
                         self.refuse_block(page, Why::Silent(self.pid_of(request.host)));
+                    }
+                    RequestKind::PassOn(question) => {
+                        self.reply(question, Reply::Hole("whose memory it is does not answer"));
                     }
                 }
                 continue;

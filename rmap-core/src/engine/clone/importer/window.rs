@@ -12,6 +12,7 @@ use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
+use crate::sys::maps::FileId;
 use crate::sys::memory::{self, MapFlags, ProtFlags};
 use crate::sys::uffd::Userfaultfd;
 use crate::sys::{Errno, SysResult, sysv};
@@ -44,6 +45,24 @@ impl Window {
         let all = self.range.shifted(self.range.start(), self.remote)?;
         remote.intersection(all)?.shifted(self.remote, self.range.start())
     }
+
+    /// Where the part of `remote` is that the window shows at `local`.
+    pub(super) fn cut(self, source: Source, remote: Range, local: Range) -> Source {
+        source.moved(self.to_remote(local.start()).wrapping_sub(remote.start()))
+    }
+}
+
+impl Source {
+    /// Where what comes so many bytes later is.
+    pub(crate) fn moved(self, by: usize) -> Self {
+        let later = |offset: u64| offset.wrapping_add(by as u64);
+        match self {
+            Self::Object { serial } => Self::Object { serial },
+            Self::File { offset } => Self::File { offset: later(offset) },
+            Self::SystemV { id, offset } => Self::SystemV { id, offset: later(offset) },
+            Self::Foreign { offset } => Self::Foreign { offset: later(offset) },
+        }
+    }
 }
 
 /// What becomes of a store to a mapping.
@@ -54,6 +73,18 @@ enum Stores {
     Refused,
     /// The exporter is asked.
     Trapped,
+}
+
+impl Stores {
+    /// In a mapping that may be written or not, of a permit.
+    fn to(writable: bool, access: Access) -> Self {
+        match (writable, access) {
+            (true, _) => Self::Allowed,
+            (false, Access::ReadOnly) => Self::Refused,
+            // The exporter may make the memory writable later, so a store is a question, not an error.
+            (false, Access::ReadWrite) => Self::Trapped,
+        }
+    }
 }
 
 /// A mapping to make whose accesses are trapped.
@@ -73,8 +104,22 @@ pub(crate) enum Piece {
     Object { serial: u32 },
     /// A file or System V segment, which the exporter cannot punch.
     File,
+    /// An object that the exporter has attached; `origin` is the offset in it that address 0 would have.
+    Foreign { file: FileId, origin: u64, writable: bool },
     /// Nothing: a thread that holds SIGBUS back must be made to see it.
     Nothing,
+}
+
+impl Piece {
+    /// It is not the exporter's, so that the exporter says when it is not there any more.
+    pub(super) fn needs_notice(self) -> bool {
+        matches!(self, Self::File | Self::Foreign { .. })
+    }
+
+    /// It is a third process's.
+    pub(super) fn is_foreign(self) -> bool {
+        matches!(self, Self::Foreign { .. })
+    }
 }
 
 fn protection(writable: bool) -> ProtFlags {
@@ -199,8 +244,13 @@ impl Importer {
         let object = self.hosts[host].object(permit.base, writable).ok_or(Error::NoSuchId)?;
         let stores = if writable { Stores::Allowed } else { Stores::Refused };
         let source = Trapped { file: object, offset: remote.start() as u64, stores, holes: true };
+        self.stage_trapped(remote, source)
+    }
+
+    /// Makes a trapped mapping, at a place that nobody knows yet and that agrees with `range`.
+    fn stage_trapped(&self, range: Range, source: Trapped<'_>) -> Result<Range> {
         let trap = &self.trap;
-        stage(remote.len(), remote.start(), |at| map_trapped(trap, at, source)).map_err(failed("mmap"))
+        stage(range.len(), range.start(), |at| map_trapped(trap, at, source)).map_err(failed("mmap"))
     }
 
     /// Has the application's unmapping of a part that is not trapped reported, too.
@@ -251,16 +301,9 @@ impl Importer {
                 }
                 let object = self.hosts[host].object(serial, writable);
                 let object = object.ok_or(Error::Invalid("an object that was not sent"))?;
-                let stores = match (writable, permit.access) {
-                    (true, _) => Stores::Allowed,
-                    (false, Access::ReadOnly) => Stores::Refused,
-                    // The exporter may make the memory writable later, so a store is a question, not an error.
-                    (false, Access::ReadWrite) => Stores::Trapped,
-                };
-                let source = Trapped { file: object, offset: remote as u64, stores, holes: true };
-                let trap = &self.trap;
-                let staged = stage(local.len(), local.start(), |at| map_trapped(trap, at, source));
-                let staged = staged.map_err(failed("mmap"))?;
+                let (offset, stores) = (remote as u64, Stores::to(writable, permit.access));
+                let staged =
+                    self.stage_trapped(local, Trapped { file: object, offset, stores, holes: true })?;
                 self.put_in_place(staged, local).map_err(failed("mremap"))?;
                 let noted = if serial == permit.base {
                     self.pieces.remove(local)
@@ -283,6 +326,22 @@ impl Importer {
                     }
                 }
                 self.put_piece(local, stage_file(local, writable, fd.as_fd(), offset))
+            }
+            Source::Foreign { offset } => {
+                let fd = descriptor.ok_or(Error::Invalid("an object that was not sent"))?;
+                let (file, origin) = (super::regular(&fd)?, offset.wrapping_sub(local.start() as u64));
+                let piece = Piece::Foreign { file, origin, writable };
+                if self.pieces.at(local.start()).is_some_and(|s| s.value == piece && s.range.covers(local)) {
+                    return Ok(());
+                }
+                // Whatever happens now, a notice must find it; but what is not mapped must not be taken for what is.
+                self.pieces.insert(local, Piece::File).map_err(failed("mmap"))?;
+                let (file, stores) = (fd.as_fd(), Stores::to(writable, permit.access));
+                let staged = self.stage_trapped(local, Trapped { file, offset, stores, holes: true })?;
+                self.put_in_place(staged, local).map_err(failed("mremap"))?;
+                // Else it is mapped again next time.
+                let _ = self.pieces.insert(local, piece);
+                Ok(())
             }
             Source::SystemV { id, offset } => {
                 let here = sysv::is_in(descriptor.as_ref()).map_err(failed("open of the IPC namespace"))?;
@@ -323,9 +382,14 @@ impl Importer {
         Ok(())
     }
 
-    /// What windows onto this exporter map from files in a range is mapped from the base object again: to be asked for
+    /// What windows onto this exporter map in a range, of these kinds, is mapped from the base object again: to be asked for
     /// when touched.
-    pub(super) fn make_stale(&mut self, host: u32, remote: Range) -> Result<()> {
+    pub(super) fn make_stale(
+        &mut self,
+        host: u32,
+        remote: Range,
+        is_stale: impl Fn(Piece) -> bool,
+    ) -> Result<()> {
         let mut stale = OwnVec::new();
         for window in self.windows.iter() {
             let permit = self.permit(window.permit).map(|index| self.permits[index]);
@@ -335,16 +399,25 @@ impl Importer {
             let Some(local) = window.to_local(remote) else {
                 continue;
             };
-            for span in self.pieces.within(local).filter(|span| span.value == Piece::File) {
+            for span in self.pieces.within(local).filter(|span| is_stale(span.value)) {
                 let remote = window.to_remote(span.range.start());
                 stale.push((span.range, remote, permit)).map_err(failed("mmap"))?;
             }
         }
         for (range, remote, permit) in stale.iter() {
+            self.changed.push(*range).map_err(failed("mmap"))?;
             let shown = Range::new(*remote, range.len()).ok_or(Error::Invalid("no range"))?;
             let staged = self.stage_base(shown, permit)?;
             self.put_in_place(staged, *range).map_err(failed("mremap"))?;
             self.pieces.remove(*range).map_err(failed("mmap"))?;
+        }
+        Ok(())
+    }
+
+    /// Notes that windows of a permit show nothing any more.
+    pub(super) fn note_changed(&mut self, permit: u32) -> Result<()> {
+        for window in self.windows.iter().filter(|window| window.permit == permit) {
+            self.changed.push(window.range).map_err(failed("mmap"))?;
         }
         Ok(())
     }
