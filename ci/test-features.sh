@@ -14,7 +14,7 @@ cd "$ROOT"
 make_scratch
 
 [ "${1:-}" != --short ] || { set -- all; RMAP_FEATURE_TESTS="basic follow kinds"; }
-read -ra tests <<<"${RMAP_FEATURE_TESTS:-basic follow kinds adoption huge windows rights first_class matrix threads oracle}"
+read -ra tests <<<"${RMAP_FEATURE_TESTS:-basic follow kinds adoption huge windows rights first_class passed_on matrix threads oracle}"
 [ "$(id -u)" != 0 ] || read -ra identities <<<"${RMAP_TEST_AS:-root user}"
 export RMAP_TEST_TIMEOUT=${RMAP_TEST_TIMEOUT:-900}
 
