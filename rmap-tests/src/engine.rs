@@ -52,6 +52,11 @@ impl Engine {
         self != Self::Driver
     }
 
+    /// Shared anonymous memory that the exporter unmaps stays with the importers that have reached it.
+    pub fn leaves_shared_memory(self) -> bool {
+        self == Self::Clone
+    }
+
     /// Who attaches an attachment of another process reaches the memory behind it.
     pub fn passes_attachments_on(self) -> bool {
         self == Self::Clone

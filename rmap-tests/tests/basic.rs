@@ -373,6 +373,9 @@ fn system_calls_take_attached_memory() {
 #[test]
 fn direct_input_and_output_with_attached_memory() {
     let name = "direct_input_and_output_with_attached_memory";
+    if !Engine::of_actors().shares_ordinary_memory() {
+        return rmap_tests::skip(name, "mirrors cannot be pinned");
+    }
     let stage = Stage::new(name, 60);
     let (mut exporter, mut importer) = (stage.actor(), stage.actor());
     let file = tempfile::NamedTempFile::new().unwrap();
