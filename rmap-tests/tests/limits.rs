@@ -141,9 +141,11 @@ fn no_address_space_left() {
         sees_holes_at_most(&log, &mut importer, there, 500);
         is_whole(exporter, second, 500);
         exporter.munmap(first, PAGE);
-        assert_eq!(importer.look(here, 1), [Seen::Hole]);
+        let seen = importer.look(here, 1);
+        assert_eq!(seen, [Seen::Hole], "{}", log.text());
         exporter.madvise(first + PAGE, PAGE, libc::MADV_DONTNEED);
-        assert_eq!(importer.look(here + PAGE, 1), [Seen::Stamp(0)]);
+        let seen = importer.look(here + PAGE, 1);
+        assert_eq!(seen, [Seen::Stamp(0)], "{}", log.text());
     });
     importer.check(there, PAGES, 500);
     is_whole(&mut exporter, second, 500);

@@ -14,7 +14,7 @@ use super::{Exporter, SOON, Shared};
 use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed};
 use crate::log::log;
-use crate::own::{OwnVec, Span};
+use crate::own::{OwnMemory, OwnVec, Span};
 use crate::range::Range;
 use crate::sys::maps::{self, FileId, Vma};
 use crate::sys::memory;
@@ -36,8 +36,8 @@ struct Held {
     refused: OwnVec<Range>,
     /// Ranges that `mremap` moved away and left mapped and empty.
     emptied: OwnVec<Range>,
-    /// Ranges of `munmap`.
-    unmapped: OwnVec<Range>,
+    /// One is in `mremap`. A flag and no ranges: there may be no memory for more of those.
+    moves: bool,
     /// Where mappings may have gone. A mapping that had grown in place was larger than the tables knew.
     touched: OwnVec<Range>,
     /// Mappings may have changed elsewhere, too.
@@ -55,7 +55,7 @@ impl Held {
             drops: none(),
             refused: none(),
             emptied: none(),
-            unmapped: none(),
+            moves: false,
             touched: none(),
             elsewhere: false,
         }
@@ -86,9 +86,9 @@ impl Held {
         Ok(Some(scope))
     }
 
-    /// Whether a thread unmaps all of a range. What is gone may have moved otherwise.
+    /// Whether a thread unmaps all of a range, or maps something over it. What is gone may have moved otherwise.
     fn unmaps(&self, range: Range) -> bool {
-        self.unmapped.iter().any(|unmapped| unmapped.covers(range))
+        !self.moves && self.touched.iter().any(|touched| touched.covers(range))
     }
 
     /// Notes what a thread has asked for that is held in `call`.
@@ -99,9 +99,9 @@ impl Held {
         match call {
             libc::SYS_madvise if matches!(args[2], 4 | 9 | MADV_DONTNEED_LOCKED) => self.drops.push(range),
             libc::SYS_madvise if args[2] == libc::MADV_FREE as usize => self.refused.push(range),
-            libc::SYS_munmap => self.unmapped.push(range).and_then(|()| self.touched.push(range)),
-            libc::SYS_mmap => self.touched.push(range),
+            libc::SYS_munmap | libc::SYS_mmap => self.touched.push(range),
             libc::SYS_mremap => {
+                self.moves = true;
                 let target = pages(args[4], args[2]).filter(|_| args[3] & MREMAP_FIXED != 0);
                 let kind =
                     if args[3] & MREMAP_DONTUNMAP != 0 { &mut self.emptied } else { &mut self.touched };
@@ -188,6 +188,9 @@ pub(super) struct Unfollowed {
     pub(super) due: Duration,
 }
 
+/// Own memory that is given back when there is none for the look at an event: so much is there for that, at least.
+pub(super) const RESERVE: usize = 16 * memory::PAGE;
+
 /// How long a thread is held for that.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -263,6 +266,17 @@ impl Exporter {
     }
 
     fn before_event(&mut self, settle: bool) -> Result<Held> {
+        if self.reserve.is_none() {
+            self.reserve = OwnMemory::new(RESERVE).ok();
+        }
+        let looked = self.look_before_event(settle);
+        if looked.as_ref().is_err_and(Error::is_passing) && self.reserve.take().is_some() {
+            return self.look_before_event(settle);
+        }
+        looked
+    }
+
+    fn look_before_event(&mut self, settle: bool) -> Result<Held> {
         // The event may tell of a move, which must not be lost.
         self.moves.reserve(1).map_err(failed("mmap"))?;
         let held = match held_threads(&self.tasks, settle) {

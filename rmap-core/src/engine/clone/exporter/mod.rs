@@ -40,7 +40,7 @@ use crate::counters::{self, Cell};
 use crate::error::{Error, Result, failed, missing};
 use crate::id::{Endpoint, Id};
 use crate::log::log;
-use crate::own::{OwnVec, RangeTable};
+use crate::own::{OwnMemory, OwnVec, RangeTable};
 use crate::range::Range;
 use crate::sys::event::{Doorbell, Poller};
 use crate::sys::maps::{Attributes, FileId, Maps, Smaps, Vma};
@@ -150,6 +150,8 @@ pub(crate) struct Exporter {
     unfollowed: Option<Unfollowed>,
     /// There was no room to note one.
     lost_moves: bool,
+    /// For events, when memory or address space has run out.
+    reserve: Option<OwnMemory>,
     jobs: OwnVec<Job>,
     /// Requests for pages that a device may write to now, and such that could not be answered.
     postponed: OwnVec<Postponed>,
@@ -205,6 +207,7 @@ impl Exporter {
             unwatched: OwnVec::new(),
             unfollowed: None,
             lost_moves: false,
+            reserve: OwnMemory::new(events::RESERVE).ok(),
             jobs: OwnVec::new(),
             postponed: OwnVec::new(),
             fork_due: None,
