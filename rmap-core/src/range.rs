@@ -84,12 +84,6 @@ impl Range {
         Self::between(start, self.end / size * size)
     }
 
-    /// The blocks of `size` bytes, a power of two, that have a part of it.
-    pub(crate) fn around(self, size: usize) -> Self {
-        let end = self.end.checked_next_multiple_of(size).unwrap_or(self.end);
-        Self { start: self.start & !(size - 1), end }
-    }
-
     /// The smallest range that covers both.
     pub(crate) fn join(self, other: Self) -> Self {
         Self { start: self.start.min(other.start), end: self.end.max(other.end) }

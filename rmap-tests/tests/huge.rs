@@ -1,6 +1,6 @@
 //! Memory that was in huge pages stays in huge pages, for the exporter and for all importers.
 
-use rmap_tests::{Actor, PAGE, Setup, Stage, library_descriptors, maps, skip};
+use rmap_tests::{Actor, PAGE, Setup, Stage, maps, skip};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const HUGE: usize = 2 << 20;
@@ -90,57 +90,6 @@ fn memory_without_advice_gets_huge_pages_where_all_of_it_is_there() {
     let count = faults_to_read(&mut importer, here, len);
     assert!(count <= 2 * BLOCKS + SLACK, "{count} faults for {BLOCKS} huge pages");
     importer.check(here, len / PAGE, 5);
-}
-
-#[test]
-fn memory_that_comes_again_gets_huge_pages_again() {
-    let name = "memory_that_comes_again_gets_huge_pages_again";
-    const BLOCKS: usize = 4;
-    let stage = Stage::new(name, 120);
-    let (mut exporter, mut first, mut second) = (stage.actor(), stage.actor(), stage.actor());
-    if let Some(reason) = no_huge_pages(&mut exporter) {
-        return skip(name, &reason);
-    }
-    let len = BLOCKS * HUGE;
-    let there = heap(&mut exporter, len, libc::MADV_HUGEPAGE);
-    exporter.fill(there, len / PAGE, 5);
-    let segid = exporter.make_all();
-    let mut importers = [&mut first, &mut second].map(|importer| {
-        let here = importer.get_attach(segid, there, len);
-        (importer, here)
-    });
-    let mut check = |exporter: &Actor, stamps: &[u64]| {
-        for (importer, here) in &mut importers {
-            for (block, stamp) in stamps.iter().enumerate() {
-                importer.check(*here + block * HUGE, HUGE / PAGE, *stamp);
-            }
-            assert_eq!(
-                smaps_sum(importer, *here, len, "ShmemPmdMapped:"),
-                len >> 10,
-                "an importer, {stamps:?}"
-            );
-        }
-        assert_eq!(smaps_sum(exporter, there, len, "ShmemPmdMapped:"), len >> 10, "the exporter, {stamps:?}");
-    };
-    let mut stamps: Vec<u64> = (0..BLOCKS).map(|block| 5 + (block * HUGE / PAGE) as u64).collect();
-    check(&exporter, &stamps);
-    let before = library_descriptors(exporter.pid()).len();
-    for round in 0..3 * BLOCKS {
-        // One block at a time, so that no object is ever without memory; then all of it.
-        let blocks = if round < 2 * BLOCKS { vec![round % BLOCKS] } else { (0..BLOCKS).collect() };
-        for block in &blocks {
-            exporter.munmap(there + block * HUGE, HUGE);
-        }
-        for block in blocks {
-            exporter.anon_at(there + block * HUGE, HUGE);
-            exporter.madvise(there + block * HUGE, HUGE, libc::MADV_HUGEPAGE);
-            stamps[block] = 1000 + (round * BLOCKS + block) as u64 * 1000;
-            exporter.fill(there + block * HUGE, HUGE / PAGE, stamps[block]);
-        }
-        check(&exporter, &stamps);
-    }
-    let after = library_descriptors(exporter.pid()).len();
-    assert!(after <= before + 3 * (BLOCKS + 1), "{before} descriptors have become {after}");
 }
 
 #[test]

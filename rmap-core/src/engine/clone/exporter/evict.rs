@@ -1,7 +1,7 @@
 //! Memory leaves the objects, out of the importers' reach, and objects that are needed no more are closed.
 
 use super::adopt::{self, Backing, Origin};
-use super::object::{Object, Pages};
+use super::object::Object;
 use super::{Exporter, Job, Segment};
 use crate::counters::{self, Cell};
 use crate::error::{Result, failed};
@@ -72,20 +72,10 @@ impl Exporter {
 
     /// Closes the objects that show nothing and that no segment's permits begin with.
     pub(super) fn close_idle_objects(&mut self) {
-        self.close_objects(is_idle);
-    }
-
-    /// Closes the objects of huge pages that show nothing: what they have had is gone.
-    pub(super) fn close_spent_objects(&mut self) {
-        self.close_objects(|object, _| object.pages == Pages::Huge);
-    }
-
-    /// Closes the objects that show nothing, of those that may be closed.
-    fn close_objects(&mut self, may_be: impl Fn(&Object, &[Segment]) -> bool) {
         let (segments, backed) = (&self.segments, &self.backed);
         let mut closed = OwnVec::new();
         self.objects.retain(|object| {
-            !may_be(object, segments)
+            !is_idle(object, segments)
                 || backed.iter().any(|span| span.value.serial == object.serial)
                 || closed.push(object.serial).is_err()
         });

@@ -5,7 +5,7 @@
 //! `mremap` grows in place grows into the offsets that belong to it.
 
 use crate::error::{Result, failed};
-use crate::own::{OwnVec, RangeTable};
+use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::maps::{FileId, Vma};
 use crate::sys::{SysResult, fd, memory};
@@ -13,17 +13,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The name in `/proc/PID/maps`: `/memfd:rmap (deleted)`.
 pub(crate) const MAPS_PATH: &[u8] = b"/memfd:rmap (deleted)";
-
-/// What an object is filled with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pages {
-    /// Windows of importers map these objects from the start, holes and all, and trap the holes. There the kernel makes no huge pages but of
-    /// small ones that are all there already.
-    Small,
-    /// Whole huge pages. Importers map, and trap, what these objects have had: there, too, no huge page is made again. For what comes later
-    /// there is another object.
-    Huge,
-}
 
 /// One object.
 #[derive(Debug)]
@@ -33,10 +22,7 @@ pub(crate) struct Object {
     pub(crate) domain: Range,
     /// Importers get it read-only: it holds memory that this process itself may not write.
     pub(crate) protected: bool,
-    pub(crate) pages: Pages,
     pub(crate) file: FileId,
-    /// What was put there, if these are huge pages.
-    used: RangeTable<()>,
     fd: OwnedFd,
     /// For importers. Opened anew, because flags (`O_APPEND`) are shared by all who have the same open file.
     writable: OwnedFd,
@@ -82,10 +68,6 @@ impl Object {
         Range::between(start, end.min(range.end())).filter(|data| data.start() >= range.start())
     }
 
-    fn is_of(&self, domain: Range, protected: bool, pages: Pages) -> bool {
-        (self.domain, self.protected, self.pages) == (domain, protected, pages)
-    }
-
     /// Whether `vma` maps this object where it belongs.
     pub(crate) fn is_at_home(&self, vma: &Vma) -> bool {
         vma.shared && vma.file == Some(self.file) && vma.offset == vma.start as u64
@@ -119,53 +101,7 @@ impl Objects {
 
     /// The object for memory of this domain, made if there is none.
     pub(crate) fn for_domain(&mut self, domain: Range, protected: bool) -> Result<&Object> {
-        let found = self.all.iter().position(|object| object.is_of(domain, protected, Pages::Small));
-        self.found_or_new(found, domain, protected, Pages::Small)
-    }
-
-    fn unused(&self, domain: Range, protected: bool, part: Range) -> Option<usize> {
-        let fits = |o: &Object| o.is_of(domain, protected, Pages::Huge) && o.used.next_in(part).is_none();
-        self.all.iter().position(fits)
-    }
-
-    /// Whether there is an object that can have huge pages for a part of this domain.
-    pub(crate) fn has_huge_pages_for(&self, domain: Range, protected: bool, part: Range) -> bool {
-        self.unused(domain, protected, part).is_some()
-    }
-
-    /// The object for a part of this domain that is to be huge pages, made if there is none. `None` if there are too many.
-    pub(crate) fn for_huge_pages(
-        &mut self,
-        domain: Range,
-        protected: bool,
-        part: Range,
-    ) -> Result<Option<&Object>> {
-        /// Each takes descriptors, here and in the importers.
-        const MOST: usize = 8;
-        let of_domain = |object: &Object| object.is_of(domain, protected, Pages::Huge);
-        let mut found = self.unused(domain, protected, part);
-        if found.is_none() && self.all.iter().filter(|object| object.pages == Pages::Huge).count() >= MOST {
-            // Slower, but huge pages as well.
-            found = self.all.iter().rposition(of_domain);
-            if found.is_none() {
-                return Ok(None);
-            }
-        }
-        let serial = self.found_or_new(found, domain, protected, Pages::Huge)?.serial;
-        let Some(object) = self.all.iter_mut().find(|object| object.serial == serial) else {
-            return Ok(None);
-        };
-        object.used.insert(part, ()).map_err(failed("mmap"))?;
-        Ok(Some(object))
-    }
-
-    fn found_or_new(
-        &mut self,
-        found: Option<usize>,
-        domain: Range,
-        protected: bool,
-        pages: Pages,
-    ) -> Result<&Object> {
+        let found = self.all.iter().position(|o| o.domain == domain && o.protected == protected);
         let index = match found {
             Some(index) => index,
             None => {
@@ -176,8 +112,7 @@ impl Objects {
                 let file = FileId::of(&fd).map_err(failed("fstat"))?;
                 let serial = self.next_serial;
                 self.next_serial += 1;
-                let used = RangeTable::new();
-                let object = Object { serial, domain, protected, pages, file, used, fd, writable, read_only };
+                let object = Object { serial, domain, protected, file, fd, writable, read_only };
                 self.all.push(object).map_err(failed("mmap"))?;
                 self.all.len() - 1
             }

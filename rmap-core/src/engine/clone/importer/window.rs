@@ -278,44 +278,27 @@ impl Importer {
         Ok(())
     }
 
-    /// The part of `local` around `page` that does not map this piece yet; `None` if the page does.
-    fn not_mapped_yet(&self, local: Range, page: usize, piece: Piece) -> Option<Range> {
-        let (mut start, mut end) = (local.start(), local.end());
-        for span in self.pieces.within(local).filter(|span| span.value == piece) {
-            if span.range.end() <= page {
-                start = span.range.end();
-            } else if span.range.start() > page {
-                end = end.min(span.range.start());
-            } else {
-                return None;
-            }
-        }
-        Range::between(start, end)
-    }
-
     /// Maps what the exporter says over a part of a window, unless it is mapped there already.
     pub(super) fn map_piece(
         &mut self,
         window: Window,
-        (page, local): (usize, Range),
+        local: Range,
         source: Source,
         writable: bool,
         descriptor: Option<OwnedFd>,
     ) -> Result<()> {
         let permit = *self.permit(window.permit).and_then(|i| self.permits.get(i)).ok_or(Error::NoSuchId)?;
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
+        let remote = window.to_remote(local.start());
         let writable = writable && permit.access == Access::ReadWrite;
         match source {
             Source::Object { serial } => {
                 if let Some(fd) = descriptor {
                     self.hosts[host].learn(serial, writable, fd)?;
                 }
-                let piece = Piece::Object { serial };
                 if serial == permit.base && self.pieces.next_in(local).is_none() {
                     return Ok(());
                 }
-                let Some(local) = self.not_mapped_yet(local, page, piece) else { return Ok(()) };
-                let remote = window.to_remote(local.start());
                 let object = self.hosts[host].object(serial, writable);
                 let object = object.ok_or(Error::Invalid("an object that was not sent"))?;
                 let (offset, stores) = (remote as u64, Stores::to(writable, permit.access));
@@ -325,7 +308,7 @@ impl Importer {
                 let noted = if serial == permit.base {
                     self.pieces.remove(local)
                 } else {
-                    self.pieces.insert(local, piece)
+                    self.pieces.insert(local, Piece::Object { serial })
                 };
                 noted.map_err(failed("mmap"))
             }
