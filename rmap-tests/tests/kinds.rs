@@ -1,6 +1,8 @@
 //! Every kind of memory that a process has, behind attachments.
 
-use rmap_tests::{Actor, Engine, Mapping, PAGE, Stage, compare, maps, pattern::Seen, skip};
+use rmap_tests::{
+    Actor, Engine, Mapping, PAGE, Stage, compare, library_descriptors, maps, pattern::Seen, skip,
+};
 
 const ARENA: usize = 0x2000_0000_0000;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -94,6 +96,15 @@ fn shared_anonymous_memory() {
 
 const SHARED: i32 = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
 
+/// Whether the engine leaves unmapped memory to the importers; if not, the test of this name is skipped.
+fn shared_memory_stays(name: &str) -> bool {
+    let stays = Engine::of_actors().leaves_shared_memory();
+    if !stays {
+        skip(name, "what is unmapped is gone with this engine");
+    }
+    stays
+}
+
 /// What is mapped in a process in a range of addresses.
 fn is_mapped(process: &Actor, address: usize, len: usize) -> bool {
     maps(process.pid()).iter().any(|m| m.range.start < address + len && m.range.end > address)
@@ -102,8 +113,8 @@ fn is_mapped(process: &Actor, address: usize, len: usize) -> bool {
 #[test]
 fn shared_anonymous_memory_stays_with_those_who_have_attached_it() {
     let name = "shared_anonymous_memory_stays_with_those_who_have_attached_it";
-    if !Engine::of_actors().leaves_shared_memory() {
-        return skip(name, "what is unmapped is gone with this engine");
+    if !shared_memory_stays(name) {
+        return;
     }
     let mut pair = Pair::new(name);
     let len = 16 * PAGE;
@@ -149,8 +160,8 @@ fn shared_anonymous_memory_stays_with_those_who_have_attached_it() {
 #[test]
 fn shared_anonymous_memory_outlives_its_exporter() {
     let name = "shared_anonymous_memory_outlives_its_exporter";
-    if !Engine::of_actors().leaves_shared_memory() {
-        return skip(name, "what is unmapped is gone with this engine");
+    if !shared_memory_stays(name) {
+        return;
     }
     let mut pair = Pair::new(name);
     let address = pair.exporter.mmap(0, 16 * PAGE, RW, SHARED, -1, 0);
@@ -163,8 +174,8 @@ fn shared_anonymous_memory_outlives_its_exporter() {
 #[test]
 fn only_so_much_shared_anonymous_memory_stays() {
     let name = "only_so_much_shared_anonymous_memory_stays";
-    if !Engine::of_actors().leaves_shared_memory() {
-        return skip(name, "what is unmapped is gone with this engine");
+    if !shared_memory_stays(name) {
+        return;
     }
     let mut pair = Pair::new(name);
     let (len, step) = (32 << 20, 2 << 20);
@@ -188,6 +199,10 @@ fn only_so_much_shared_anonymous_memory_stays() {
         }
         assert_eq!(is_mapped(&pair.exporter, address, len), stays);
     }
+    // What does not stay is nobody's memory any more, the library's neither.
+    let files = library_descriptors(pair.exporter.pid());
+    let kept = files.iter().filter(|(_, what)| what.to_string_lossy().starts_with("/dev/zero")).count();
+    assert!(kept <= 2, "{files:?}");
 }
 
 #[test]

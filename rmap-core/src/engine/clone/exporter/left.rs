@@ -57,17 +57,21 @@ impl Left {
         self.ranges.iter().map(|span| span.range.len()).sum::<usize>() + range.len() <= MOST
     }
 
+    /// Closes the files that importers do not map any more: a descriptor keeps their memory.
+    pub(super) fn close_files(&mut self, shared: &RangeTable<Shared>) {
+        self.files.retain(|(file, _)| shared.iter().any(|span| span.value.file == *file));
+    }
+
     /// Nothing is left there any more.
     pub(super) fn forget(&mut self, range: Range) {
         let _ = self.ranges.remove(range);
     }
 }
 
-/// Maps a file over a range where nothing is mapped, without rights and not for children.
+/// Maps a file over a range where nothing is mapped, without rights.
 fn keep_mapped(range: Range, file: BorrowedFd<'_>, offset: u64) -> SysResult<()> {
     let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-    memory::map_where_nothing_is(range.start(), range.len(), ProtFlags::empty(), flags, file, offset)?;
-    memory::advise(range.start(), range.len(), libc::MADV_DONTFORK)
+    memory::map_where_nothing_is(range.start(), range.len(), ProtFlags::empty(), flags, file, offset)
 }
 
 impl Exporter {
@@ -85,7 +89,7 @@ impl Exporter {
         let kept = object.map_or(Err(Errno::NOENT), |own| keep_mapped(range, own, range.start() as u64));
         // So that no child gets a copy.
         let backing = Backing { wishes: span.value.wishes.without_children(), ..span.value };
-        kept.is_ok() && self.backed.insert(range, backing).is_ok() && self.has_left(range)
+        kept.is_ok() && self.has_left(range, |exporter| exporter.backed.insert(range, backing))
     }
 
     /// Whether importers keep what the application has unmapped, which they map from a file.
@@ -95,11 +99,17 @@ impl Exporter {
         }
         let offset = shared.origin.wrapping_add(range.start() as u64);
         let file = self.left.file(shared.file);
-        file.is_some_and(|file| keep_mapped(range, file, offset).is_ok()) && self.has_left(range)
+        file.is_some_and(|file| keep_mapped(range, file, offset).is_ok()) && self.has_left(range, |_| Ok(()))
     }
 
-    fn has_left(&mut self, range: Range) -> bool {
-        if self.watchers.watch(range).is_err() || self.left.ranges.insert(range, ()).is_err() {
+    /// Notes what has been mapped again, or takes it back.
+    fn has_left(&mut self, range: Range, note: impl FnOnce(&mut Self) -> SysResult<()>) -> bool {
+        let noted = memory::advise(range.start(), range.len(), libc::MADV_DONTFORK)
+            .and_then(|()| self.watchers.watch(range))
+            .and_then(|()| self.left.ranges.insert(range, ()))
+            .and_then(|()| note(self));
+        if noted.is_err() {
+            self.left.forget(range);
             let _ = self.watchers.forget(range);
             // SAFETY: our own mapping. The call that has unmapped the range has not returned yet: nobody can mean to have another there.
             let _ = unsafe { memory::unmap(range.start(), range.len()) };
@@ -112,10 +122,14 @@ impl Exporter {
     /// Frees what is left and nobody can see any more. Its addresses stay taken until all threads stand still.
     pub(super) fn free_unseen(&self) {
         for span in self.left.ranges.iter().filter(|span| !self.is_seen(span.range)) {
-            for backed in self.backed.within(span.range) {
-                if let Some(object) = self.objects.get(backed.value.serial) {
-                    let _ = object.punch(backed.range);
-                }
+            self.punch_left(span.range);
+        }
+    }
+
+    fn punch_left(&self, range: Range) {
+        for backed in self.backed.within(range) {
+            if let Some(object) = self.objects.get(backed.value.serial) {
+                let _ = object.punch(backed.range);
             }
         }
     }
@@ -131,8 +145,6 @@ impl Exporter {
         for range in unseen.iter() {
             self.take_left(*range);
         }
-        let (shared, left) = (&self.shared, &mut self.left);
-        left.files.retain(|(file, _)| shared.iter().any(|span| span.value.file == *file));
     }
 
     /// Takes what is left in a range from the importers. All threads stand still.
@@ -145,11 +157,7 @@ impl Exporter {
         }
         for range in taken.iter().copied() {
             self.unmap_left(range);
-            for backed in self.backed.within(range) {
-                if let Some(object) = self.objects.get(backed.value.serial) {
-                    let _ = object.punch(backed.range);
-                }
-            }
+            self.punch_left(range);
             let _ = self.backed.remove(range);
             if self.shared.next_in(range).is_some() {
                 let _ = self.shared.remove(range);

@@ -131,6 +131,7 @@ impl Exporter {
 
     /// Tells the importers that files in `range` are not mapped there any more.
     pub(super) fn tell_stale(&mut self, range: Range) {
+        self.left.close_files(&self.shared);
         let number = self.notices.next();
         counters::count(Cell::Notices);
         for client in self.clients.iter_mut() {
