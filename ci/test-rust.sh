@@ -29,10 +29,10 @@ sed -n '/"reason":"compiler-artifact"/ { /"profile":{[^}]*"test":true/ {
 } }' "$scratch/messages" | sort >"$scratch/programs"
 [ -s "$scratch/programs" ] || die "no test programs found"
 
-# Where only root can enter the checkout, the ordinary user gets copies.
+# Where only root can enter the checkout, the ordinary user gets copies, and so do the ordinary users among the processes of root's tests.
 copies=()
 if [ "$(id -u)" = 0 ] && ! user_can_read "$RMAP_TEST_LIB"; then
-    say "the ordinary user cannot enter $ROOT: it runs copies"
+    say "the ordinary user cannot enter $ROOT: copies are run"
     mkdir "$scratch/copies"
     read -r _ program <"$scratch/programs"
     programs=${program%/deps/*}
@@ -46,7 +46,7 @@ for identity in "${identities[@]}"; do
     while read -r package program <&3; do
         name=${program##*/}
         run=("CARGO_MANIFEST_DIR=$package" "$program")
-        if [ "$identity" = user ] && [ ${#copies[@]} -gt 0 ]; then
+        if [ ${#copies[@]} -gt 0 ]; then
             cp "$program" "$scratch/copies"
             package=$scratch/copies
             run=("${copies[@]}" "$scratch/copies/$name")
