@@ -1,6 +1,7 @@
 //! Memory leaves the objects, out of the importers' reach, and objects that are needed no more are closed.
 
 use super::adopt::{self, Backing, Origin};
+use super::extract;
 use super::object::Object;
 use super::{Exporter, Job, Segment};
 use crate::counters::{self, Cell};
@@ -9,6 +10,7 @@ use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::Said;
+use crate::sys::memory::HUGE_PAGE;
 
 impl Exporter {
     /// Makes adopted memory in `range` private again, out of the importers' reach. All threads stand still.
@@ -48,6 +50,7 @@ impl Exporter {
                 let (piece, order) = self.programs.first_part(piece);
                 addr = piece.end();
                 let attributes = self.attributes_to_keep(piece)?;
+                self.loosen(object, piece);
                 // SAFETY: all threads stand still.
                 let moved = unsafe {
                     if backing.origin == Origin::Shared {
@@ -68,6 +71,23 @@ impl Exporter {
         let _ = self.backed.remove(part);
         self.private_files.forget(part);
         Ok(())
+    }
+
+    /// Has no huge page lie across the borders of a range that is to leave an object. All threads stand still.
+    pub(super) fn loosen(&self, object: &Object, range: Range) {
+        for border in [range.start(), range.end()] {
+            let block = Range::new(border & !(HUGE_PAGE - 1), HUGE_PAGE);
+            let may_be_huge = |block: &Range| {
+                block.start() != border
+                    && object.next_data(*block) == Some(*block)
+                    && !self.programs.are_in(*block)
+            };
+            let Some(block) = block.filter(may_be_huge) else { continue };
+            // SAFETY: all threads stand still, and what the service thread needs is not in the block.
+            if let Err(error) = unsafe { extract::dissolve(object, block, &self.placement) } {
+                log!(Debug, "{block} stays one page, if it is: {error}");
+            }
+        }
     }
 
     /// Closes the objects that show nothing and that no segment's permits begin with.

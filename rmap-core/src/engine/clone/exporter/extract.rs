@@ -4,15 +4,16 @@
 //! pipe holds the page while it leaves the file. From then on nobody reaches it but through the pipe, and what comes out is what was stored last.
 //!
 //! The kernel clears a part of a huge page that leaves the file for itself. So blocks leave whole, and a huge page of which a part leaves is
-//! split before. Where that cannot be, there is a copy from before: it counts where a page comes out as zeroes.
+//! made small pages before ([`dissolve`]), or split while threads run. Where that fails, there is a copy from before: it counts where a page comes out as
+//! zeroes.
 
 use super::numa::Placement;
 use super::object::Object;
-use crate::error::{Result, failed};
+use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
-use crate::sys::memory::{self, HUGE_PAGE, PAGE};
+use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
 use crate::sys::pipe::Pipe;
 use crate::sys::{Errno, SysResult};
 
@@ -136,6 +137,36 @@ impl<'a> Extract<'a> {
     }
 }
 
+/// Makes small pages of a block that may be one huge page: it leaves whole, which always works, and comes back. Splitting a huge page fails where somebody
+/// has it in hand, and importers may touch it all the time.
+///
+/// # Errors
+/// It is as it was.
+///
+/// # Safety
+/// Nobody but importers touches the block meanwhile, neither the service thread.
+pub(super) unsafe fn dissolve(object: &Object, block: Range, placement: &Placement) -> Result<()> {
+    if !Pipes::new(block.len()).have_room_for(block) {
+        return Err(failed("fcntl of a pipe")(Errno::NOSPC));
+    }
+    let all = ProtFlags::READ | ProtFlags::WRITE;
+    let offset = block.start() as u64;
+    let view = memory::map(block.len(), ProtFlags::READ, MapFlags::SHARED, object.own(), offset);
+    let view = view.map_err(failed("mmap"))?;
+    let taken = memory::map_agreeing(block.len(), 0, all).map_err(failed("mmap")).and_then(|staging| {
+        let mapped = Range::new(view, block.len()).ok_or(Error::Invalid("no range"))?;
+        // SAFETY: the staging area is ours, and as long.
+        let extract = unsafe { Extract::take(object, block, mapped, staging, Order::TakeFirst, placement) };
+        let taken = extract.map(|extract| extract.put_back());
+        // SAFETY: as above.
+        let _ = unsafe { memory::unmap(staging, block.len()) };
+        taken
+    });
+    // SAFETY: the view is ours.
+    let _ = unsafe { memory::unmap(view, block.len()) };
+    taken
+}
+
 /// Where the block ends that `start` is in.
 pub(super) fn end_of_block(start: usize) -> usize {
     (start + 1).next_multiple_of(HUGE_PAGE)
@@ -232,10 +263,13 @@ impl Pipes {
         Self { all }
     }
 
+    fn have_room_for(&self, block: Range) -> bool {
+        self.all.iter().flatten().map(Pipe::capacity).sum::<usize>() >= block.len()
+    }
+
     /// Takes hold of all pages of a block. False if that is not possible: the pipes are empty then.
     fn hold(&self, object: &Object, block: Range) -> bool {
-        let room: usize = self.all.iter().flatten().map(Pipe::capacity).sum();
-        if room < block.len() {
+        if !self.have_room_for(block) {
             return false;
         }
         let mut start = block.start();

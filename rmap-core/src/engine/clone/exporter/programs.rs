@@ -34,6 +34,11 @@ impl Programs {
         (Range::between(range.start(), end).unwrap_or(range), Order::TakeFirst)
     }
 
+    /// Whether any of it is in a range.
+    pub(super) fn are_in(&self, range: Range) -> bool {
+        self.0.iter().flatten().any(|program| program.overlaps(range))
+    }
+
     /// The part that `addr` is in.
     pub(super) fn part_with(&self, addr: usize, range: Range) -> (Range, Order) {
         let mut rest = range;

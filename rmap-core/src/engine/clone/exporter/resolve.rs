@@ -307,6 +307,7 @@ impl Exporter {
             return Err(Error::Invalid("an object that is not there"));
         };
         let attributes = self.attributes_to_keep(range)?;
+        self.loosen(source, range);
         self.backed.insert(range, Backing { serial, ..backing }).map_err(failed("mmap"))?;
         let transfer = Transfer { source, from: range, home, to: range };
         let moved = rehome(transfer, order, vma.prot, &self.watchers, &self.placement);
