@@ -45,6 +45,16 @@ static inline void rmap_release_fault_lock(struct vm_fault *vmf)
 #endif
 }
 
+/* Is it the importer's mmap_lock that the fault holds, or only its VMA's? */
+static inline bool rmap_fault_locks_mm(struct vm_fault *vmf)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
+	return !(vmf->flags & FAULT_FLAG_VMA_LOCK);
+#else
+	return true;
+#endif
+}
+
 #ifndef VM_SHADOW_STACK
 #define VM_SHADOW_STACK	VM_NONE
 #endif
@@ -58,6 +68,12 @@ static inline void rmap_release_fault_lock(struct vm_fault *vmf)
 #define RMAP_HUGE_PAGES_DEFAULT	true
 #else
 #define RMAP_HUGE_PAGES_DEFAULT	false
+#endif
+
+/* Does the core call ->huge_fault() for a VMA that is VM_PFNMAP? */
+#if defined(CONFIG_TRANSPARENT_HUGEPAGE) && \
+	LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+#define RMAP_HUGE_FAULT
 #endif
 
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE

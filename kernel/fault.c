@@ -44,7 +44,7 @@ struct rmap_batch {
 	bool odd_type;			/* may not be plain cached memory */
 	struct rmap_attempt attempt;
 	unsigned long *pfns;		/* HMM_PFN_ encoding */
-	unsigned long pfn;		/* in place of @pfns for one page */
+	unsigned long pfn;		/* where that is if there is only one */
 };
 
 /*
@@ -131,10 +131,30 @@ static void rmap_batch_init(struct rmap_batch *batch, struct vm_fault *vmf,
 	batch->nr = before + 1 + after;
 	batch->index = before;
 	batch->whole = false;
+	batch->pfn = 0;
+	batch->pfns = &batch->pfn;
 	batch->address = address - (before << PAGE_SHIFT);
 	batch->target = view->address + (batch->first << PAGE_SHIFT);
 	batch->attempt.first = batch->first;
 	batch->attempt.last = batch->first + batch->nr - 1;
+}
+
+/* Room for all pages. A huge one that is mapped as such does without. */
+static bool rmap_batch_alloc(struct rmap_batch *batch)
+{
+	if (batch->nr == 1)
+		return true;
+	batch->pfns = kcalloc(batch->nr, sizeof(*batch->pfns), GFP_KERNEL);
+	if (batch->pfns)
+		return true;
+	batch->pfns = &batch->pfn;
+	return false;
+}
+
+static void rmap_batch_free(struct rmap_batch *batch)
+{
+	if (batch->pfns != &batch->pfn)
+		kfree(batch->pfns);
 }
 
 /* Narrows the batch to the target's VMA. */
@@ -226,32 +246,36 @@ static bool rmap_batch_look_whole(struct rmap_batch *batch,
 	    hmm_pfn_to_map_order(entry) < PMD_SHIFT - PAGE_SHIFT ||
 	    (entry & ~HMM_PFN_FLAGS) != page_to_pfn(page))
 		return false;
-	batch->pfns[0] = entry - batch->index;
+	batch->pfn = entry - batch->index;
 	return true;
 }
 
-/* Fills in the rest. */
-static void rmap_batch_spread(struct rmap_batch *batch)
+/* Fills in the rest; false if there is no memory for that. */
+static bool rmap_batch_spread(struct rmap_batch *batch)
 {
 	unsigned int i;
 
-	for (i = 1; i < batch->nr; i++)
-		batch->pfns[i] = batch->pfns[0] + i;
+	if (!rmap_batch_alloc(batch))
+		return false;
+	for (i = 0; i < batch->nr; i++)
+		batch->pfns[i] = batch->pfn + i;
 	if (batch->gup_flags & FOLL_WRITE)
 		batch->pfns[batch->index] |= HMM_PFN_WRITE;
 	batch->whole = false;
+	return true;
 }
 
 /*
  * Reads the target's page tables, under its mmap_lock. Returns 0 with the
  * batch filled in, VM_FAULT_RETRY if the page has to be brought in first, or
- * what the fault ends with.
+ * what the fault ends with. @huge: VM_FAULT_FALLBACK if it is not all one huge
+ * page.
  *
  * The page that faulted is looked up with get_user_pages(), which has the last
  * word on what may be had from this VMA (secret memory may not). Its
  * neighbours come from a walk that takes no references.
  */
-static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
+static vm_fault_t rmap_batch_look(struct rmap_batch *batch, bool huge)
 {
 	unsigned long target = batch->target +
 			       ((unsigned long)batch->index << PAGE_SHIFT);
@@ -285,9 +309,14 @@ static vm_fault_t rmap_batch_look(struct rmap_batch *batch)
 			  VM_WRITE;
 	batch->odd_type = vma->vm_flags & VM_MIXEDMAP;
 	batch->whole = rmap_batch_look_whole(batch, &range, page);
-	if (batch->whole) {
+	fault = 0;
+	if (!batch->whole && huge)
+		fault = VM_FAULT_FALLBACK;
+	else if (!batch->whole && !rmap_batch_alloc(batch))
+		fault = VM_FAULT_OOM;
+	if (batch->whole || fault) {
 		put_page(page);
-		return 0;
+		return fault;
 	}
 	range.start = batch->target;
 	range.end = batch->target + ((unsigned long)batch->nr << PAGE_SHIFT);
@@ -541,16 +570,19 @@ unlock:
 	return result;
 }
 
-/* Reads and installs. Returns as rmap_batch_look(), with the attempt begun. */
-static vm_fault_t rmap_batch_try(struct rmap_batch *batch)
+/*
+ * Reads and installs. Returns as rmap_batch_look(), with the attempt begun.
+ * @huge: a huge page, or VM_FAULT_FALLBACK.
+ */
+static vm_fault_t rmap_batch_try(struct rmap_batch *batch, bool huge)
 {
-	struct mm_struct *importer = batch->vmf->vma->vm_mm;
+	struct vm_fault *vmf = batch->vmf;
 	vm_fault_t fault = VM_FAULT_RETRY;
 
-	if (batch->mm == importer) {
-		fault = rmap_batch_look(batch);
+	if (batch->mm == vmf->vma->vm_mm && rmap_fault_locks_mm(vmf)) {
+		fault = rmap_batch_look(batch, huge);
 	} else if (mmap_read_trylock(batch->mm)) {
-		fault = rmap_batch_look(batch);
+		fault = rmap_batch_look(batch, huge);
 		/* From here the attempt vouches for what was seen. */
 		mmap_read_unlock(batch->mm);
 	}
@@ -563,9 +595,9 @@ static vm_fault_t rmap_batch_try(struct rmap_batch *batch)
 	fault = VM_FAULT_FALLBACK;
 	if (rmap_batch_is_huge(batch))
 		fault = rmap_install_huge(batch);
-	if (fault == VM_FAULT_FALLBACK) {
-		if (batch->whole)
-			rmap_batch_spread(batch);
+	if (fault == VM_FAULT_FALLBACK && !huge) {
+		if (batch->whole && !rmap_batch_spread(batch))
+			return VM_FAULT_OOM;
 		fault = rmap_install_pages(batch);
 	}
 	return fault;
@@ -582,10 +614,8 @@ static vm_fault_t rmap_fault_quick(struct rmap_batch *batch,
 
 	rmap_batch_init(batch, vmf, view, false);
 	if (batch->nr > 1 && rmap_attempt_begin(view, &batch->attempt)) {
-		batch->pfns = kcalloc(batch->nr, sizeof(*batch->pfns),
-				      GFP_KERNEL);
-		fault = batch->pfns ? rmap_batch_try(batch) : VM_FAULT_OOM;
-		kfree(batch->pfns);
+		fault = rmap_batch_try(batch, false);
+		rmap_batch_free(batch);
 		rmap_attempt_end(view, &batch->attempt);
 		if (!batch->attempt.stale)
 			return fault;
@@ -594,9 +624,7 @@ static vm_fault_t rmap_fault_quick(struct rmap_batch *batch,
 	rmap_batch_init(batch, vmf, view, true);
 	if (!rmap_attempt_begin(view, &batch->attempt))
 		return VM_FAULT_RETRY;
-	batch->pfn = 0;
-	batch->pfns = &batch->pfn;
-	fault = rmap_batch_try(batch);
+	fault = rmap_batch_try(batch, false);
 	rmap_attempt_end(view, &batch->attempt);
 	return fault;
 }
@@ -685,7 +713,20 @@ static vm_fault_t rmap_fault_slow(struct rmap_batch *batch)
 	return VM_FAULT_RETRY;
 }
 
-static vm_fault_t rmap_fault(struct vm_fault *vmf)
+/* One way or the other. */
+static vm_fault_t rmap_fault_any(struct rmap_batch *batch,
+				 struct vm_fault *vmf, struct rmap_view *view)
+{
+	vm_fault_t fault = rmap_fault_quick(batch, vmf, view);
+
+	return fault == VM_FAULT_RETRY ? rmap_fault_slow(batch) : fault;
+}
+
+/* @way: with the view and the target's memory held. */
+static vm_fault_t rmap_fault_by(struct vm_fault *vmf,
+				vm_fault_t (*way)(struct rmap_batch *batch,
+						  struct vm_fault *vmf,
+						  struct rmap_view *view))
 {
 	struct rmap_file *access = vmf->vma->vm_file->private_data;
 	struct rmap_space *space = access->space;
@@ -694,9 +735,6 @@ static vm_fault_t rmap_fault(struct vm_fault *vmf)
 	struct rmap_view *view;
 	vm_fault_t fault;
 
-	fault = rmap_outcome_take(space, vmf);
-	if (fault)
-		return fault;
 	view = rmap_view_get(space, vmf->pgoff);
 	if (!view)
 		return VM_FAULT_SIGBUS;
@@ -714,9 +752,7 @@ static vm_fault_t rmap_fault(struct vm_fault *vmf)
 	if (!mmget_not_zero(mm))
 		goto put_view;
 
-	fault = rmap_fault_quick(&batch, vmf, view);
-	if (fault == VM_FAULT_RETRY)
-		fault = rmap_fault_slow(&batch);
+	fault = way(&batch, vmf, view);
 
 	/* Not the last: the target's exit is not this fault's business. */
 	mmput_async(mm);
@@ -724,6 +760,44 @@ put_view:
 	rmap_view_put(view);
 	return fault;
 }
+
+static vm_fault_t rmap_fault(struct vm_fault *vmf)
+{
+	struct rmap_file *access = vmf->vma->vm_file->private_data;
+	vm_fault_t fault = rmap_outcome_take(access->space, vmf);
+
+	return fault ? fault : rmap_fault_by(vmf, rmap_fault_any);
+}
+
+#ifdef RMAP_HUGE_FAULT
+static vm_fault_t rmap_fault_whole(struct rmap_batch *batch,
+				   struct vm_fault *vmf, struct rmap_view *view)
+{
+	vm_fault_t fault;
+
+	rmap_batch_init(batch, vmf, view, false);
+	if (!rmap_batch_may_be_huge(batch) ||
+	    !rmap_attempt_begin(view, &batch->attempt))
+		return VM_FAULT_FALLBACK;
+	fault = rmap_batch_try(batch, true);
+	rmap_attempt_end(view, &batch->attempt);
+	return fault;
+}
+
+/*
+ * Where there is no page table yet. The core has neither allocated one nor
+ * taken more than the VMA's lock, both of which ->fault has it do. That is
+ * called next, if it was in vain.
+ */
+static vm_fault_t rmap_huge_fault(struct vm_fault *vmf, unsigned int order)
+{
+	if (!rmap_huge_pages || order != PMD_SHIFT - PAGE_SHIFT ||
+	    !pmd_none(READ_ONCE(*vmf->pmd)) ||
+	    rmap_fault_by(vmf, rmap_fault_whole) != VM_FAULT_NOPAGE)
+		return VM_FAULT_FALLBACK;
+	return VM_FAULT_NOPAGE;
+}
+#endif
 
 /*
  * A store to a page that is shown read-only. Only ->fault can tell whether it
@@ -796,6 +870,9 @@ put_view:
 
 const struct vm_operations_struct rmap_vm_ops = {
 	.fault = rmap_fault,
+#ifdef RMAP_HUGE_FAULT
+	.huge_fault = rmap_huge_fault,
+#endif
 	.pfn_mkwrite = rmap_pfn_mkwrite,
 	.access = rmap_vm_access,
 };

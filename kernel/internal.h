@@ -16,7 +16,8 @@
  *
  *   space->lock                  control requests
  *     T mmap_lock (write)        MAP: inserting the notifier
- *   I mmap_lock (read)           page faults; I and T may be the same
+ *   I mmap_lock (read)           page faults; I and T may be the same. Huge ones
+ *                                hold the lock of their VMA only
  *     T mmap_lock (read)         only by trylock while I's is held, so two
  *                                processes that mirror each other cannot
  *                                wait for one another
