@@ -115,7 +115,11 @@ impl<'a> Input<'a> {
             }
             4 => Message::Hole { request },
             5 => Message::ReadOnly { request },
-            6 => Message::Stale { range: self.range(known.around), number: self.number(&[1]) },
+            6 => Message::Stale {
+                range: self.range(known.around),
+                number: self.number(&[1]),
+                objects: self.byte().is_multiple_of(2),
+            },
             7 => Message::Removed { grant: self.number(known.grants), number: self.number(&[1]) },
             8 => Message::Release { grant: self.number(known.grants) },
             14 => Message::Seen { number: self.number(&[1]) },

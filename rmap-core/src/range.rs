@@ -84,6 +84,21 @@ impl Range {
         Self::between(start, self.end / size * size)
     }
 
+    /// The blocks of `size` bytes, a power of two, that have a part of it.
+    pub(crate) fn around(self, size: usize) -> Self {
+        let end = self.end.checked_next_multiple_of(size).unwrap_or(self.end);
+        Self { start: self.start & !(size - 1), end }
+    }
+
+    /// The parts of it that share a block of `size` bytes, a power of two, with what is not in it.
+    pub(crate) fn ends(self, size: usize) -> impl Iterator<Item = Self> {
+        let around = self.around(size);
+        let first = Self { start: around.start, end: around.start + size };
+        let last = Self { start: around.end - size, end: around.end };
+        let parts = [first.intersection(self), last.intersection(self).filter(|_| first != last)];
+        parts.into_iter().flatten().filter(move |part| part.len() < size)
+    }
+
     /// The smallest range that covers both.
     pub(crate) fn join(self, other: Self) -> Self {
         Self { start: self.start.min(other.start), end: self.end.max(other.end) }
@@ -120,6 +135,22 @@ mod tests {
         assert_eq!(range(0, size - PAGE).blocks(size), None);
         assert_eq!(range(size, size).blocks(size), Some(range(size, size)));
         assert_eq!(range(size - PAGE, 3 * size).blocks(size), Some(range(size, 2 * size)));
+    }
+
+    #[test]
+    fn ends_are_parts_of_blocks() {
+        let size = 8 * PAGE;
+        let ends = |start, end| {
+            let range = Range::between(start * PAGE, end * PAGE).unwrap();
+            range.ends(size).map(|part| (part.start() / PAGE, part.end() / PAGE)).collect::<Vec<_>>()
+        };
+        assert_eq!(ends(8, 32), []);
+        assert_eq!(ends(9, 11), [(9, 11)]);
+        assert_eq!(ends(8, 11), [(8, 11)]);
+        assert_eq!(ends(11, 16), [(11, 16)]);
+        assert_eq!(ends(11, 20), [(11, 16), (16, 20)]);
+        assert_eq!(ends(11, 32), [(11, 16)]);
+        assert_eq!(ends(8, 44), [(40, 44)]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::{
 const COUNTER_BITS: u32 = 27;
 
 /// First words of the messages by which two processes meet.
-const VERSION: u32 = 0x726d_0003;
+const VERSION: u32 = 0x726d_0004;
 const HELLO: u32 = 16;
 const PROOF: u32 = 17;
 /// Bytes of a message.

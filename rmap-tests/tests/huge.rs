@@ -1,6 +1,6 @@
 //! Memory that was in huge pages stays in huge pages, for the exporter and for all importers.
 
-use rmap_tests::{Actor, PAGE, Setup, Stage, maps, skip};
+use rmap_tests::{Actor, PAGE, RDONLY, Setup, Stage, library_descriptors, maps, skip};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const HUGE: usize = 2 << 20;
@@ -90,6 +90,133 @@ fn memory_without_advice_gets_huge_pages_where_all_of_it_is_there() {
     let count = faults_to_read(&mut importer, here, len);
     assert!(count <= 2 * BLOCKS + SLACK, "{count} faults for {BLOCKS} huge pages");
     importer.check(here, len / PAGE, 5);
+}
+
+#[test]
+fn memory_that_comes_again_gets_huge_pages_again() {
+    let name = "memory_that_comes_again_gets_huge_pages_again";
+    const BLOCKS: usize = 4;
+    let stage = Stage::new(name, 120);
+    let (mut exporter, mut first, mut second) = (stage.actor(), stage.actor(), stage.actor());
+    if let Some(reason) = no_huge_pages(&mut exporter) {
+        return skip(name, &reason);
+    }
+    let len = BLOCKS * HUGE;
+    let there = heap(&mut exporter, len, libc::MADV_HUGEPAGE);
+    exporter.fill(there, len / PAGE, 5);
+    let segid = exporter.make_all();
+    let mut importers = [&mut first, &mut second].map(|importer| {
+        let here = importer.get_attach(segid, there, len);
+        (importer, here)
+    });
+    let mut check = |exporter: &Actor, stamps: &[u64]| {
+        for (importer, here) in &mut importers {
+            for (block, stamp) in stamps.iter().enumerate() {
+                importer.check(*here + block * HUGE, HUGE / PAGE, *stamp);
+            }
+            assert_eq!(
+                smaps_sum(importer, *here, len, "ShmemPmdMapped:"),
+                len >> 10,
+                "an importer, {stamps:?}"
+            );
+        }
+        assert_eq!(smaps_sum(exporter, there, len, "ShmemPmdMapped:"), len >> 10, "the exporter, {stamps:?}");
+    };
+    let mut stamps: Vec<u64> = (0..BLOCKS).map(|block| 5 + (block * HUGE / PAGE) as u64).collect();
+    check(&exporter, &stamps);
+    let before = library_descriptors(exporter.pid()).len();
+    for round in 0..3 * BLOCKS {
+        // One block at a time, so that no object is ever without memory; then all of it.
+        let blocks = if round < 2 * BLOCKS { vec![round % BLOCKS] } else { (0..BLOCKS).collect() };
+        for block in &blocks {
+            exporter.munmap(there + block * HUGE, HUGE);
+        }
+        for block in blocks {
+            exporter.anon_at(there + block * HUGE, HUGE);
+            exporter.madvise(there + block * HUGE, HUGE, libc::MADV_HUGEPAGE);
+            stamps[block] = 1000 + (round * BLOCKS + block) as u64 * 1000;
+            exporter.fill(there + block * HUGE, HUGE / PAGE, stamps[block]);
+        }
+        check(&exporter, &stamps);
+    }
+    let after = library_descriptors(exporter.pid()).len();
+    assert!(after <= before + 3 * (BLOCKS + 1), "{before} descriptors have become {after}");
+}
+
+/// Puts a page of an attachment into a pipe, which holds it.
+fn hold(importer: &mut Actor, page: usize) {
+    let board = importer.board();
+    importer.sys(libc::SYS_pipe2, &[board, 0]).unwrap();
+    let writer = (importer.load(board).unwrap() >> 32) as usize;
+    importer.store(board, page as u64).unwrap();
+    importer.store(board + 8, PAGE as u64).unwrap();
+    assert_eq!(importer.sys(libc::SYS_vmsplice, &[writer, board, 1, 0]), Ok(PAGE));
+}
+
+#[test]
+fn parts_of_a_page_in_hand_go() {
+    let name = "parts_of_a_page_in_hand_go";
+    const PART: usize = HUGE / 8;
+    const PAGES: usize = PART / PAGE;
+    let stage = Stage::new(name, 120);
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let (mut reader, mut third) = (stage.actor(), stage.actor());
+    if let Some(reason) = no_huge_pages(&mut exporter) {
+        return skip(name, &reason);
+    }
+    let there = heap(&mut exporter, 2 * HUGE, libc::MADV_HUGEPAGE);
+    exporter.fill(there, 2 * HUGE / PAGE, 5);
+    let segid = exporter.make_all();
+    let here = importer.get_attach(segid, there, 2 * HUGE);
+    let apid = reader.try_get(segid, RDONLY).unwrap();
+    let read_only = reader.attach(apid, there, 2 * HUGE);
+    let offered = importer.make_all();
+    let passed_on = third.get_attach(offered, here, 2 * HUGE);
+    let stamp = |part: usize| 5 + (part * PAGES) as u64;
+    for (actor, at) in [(&mut importer, here), (&mut reader, read_only), (&mut third, passed_on)] {
+        actor.check(at, 2 * HUGE / PAGE, 5);
+        assert_eq!(smaps_sum(actor, at, 2 * HUGE, "ShmemPmdMapped:"), (2 * HUGE) >> 10);
+    }
+    // The kernel cannot split the first huge page any more.
+    hold(&mut importer, here + PAGE);
+    let part = |start: usize, number: usize| start + number * PART;
+    // Of the second, the last part goes, too.
+    for gone in [2, 3, 5, 7, 15] {
+        exporter.munmap(part(there, gone), PART);
+    }
+    // Other memory comes to the addresses of two parts.
+    exporter.anon_at(part(there, 3), PART);
+    exporter.fill(part(there, 3), PAGES, 7000);
+    let file = exporter.memfd(PART);
+    exporter.mmap(part(there, 5), PART, RW, libc::MAP_SHARED | libc::MAP_FIXED, file, 0);
+    exporter.fill(part(there, 5), PAGES, 8000);
+    // Nor does a window show it that is made from now on.
+    let mut late = stage.actor();
+    let late_at = late.get_attach(segid, there, 2 * HUGE);
+    let mut seen =
+        [(&mut importer, here), (&mut reader, read_only), (&mut third, passed_on), (&mut late, late_at)];
+    for (actor, at) in &mut seen {
+        for number in 0..16 {
+            match number {
+                2 | 7 | 15 => {
+                    let gone = part(*at, number) + PART / 2;
+                    assert!(actor.load(gone).is_err_and(|fault| fault.is_hole_at(gone)), "part {number}");
+                }
+                3 => actor.check(part(*at, number), PAGES, 7000),
+                5 => actor.check(part(*at, number), PAGES, 8000),
+                _ => actor.check(part(*at, number), PAGES, stamp(number)),
+            }
+        }
+    }
+    // The rest is one memory still, for all.
+    importer.fill(part(here, 1), PAGES, 9000);
+    importer.fill(part(here, 3), PAGES, 9500);
+    importer.fill(part(here, 5), PAGES, 9700);
+    exporter.check(part(there, 1), PAGES, 9000);
+    exporter.check(part(there, 3), PAGES, 9500);
+    exporter.check(part(there, 5), PAGES, 9700);
+    reader.check(part(read_only, 3), PAGES, 9500);
+    third.check(part(passed_on, 1), PAGES, 9000);
 }
 
 #[test]

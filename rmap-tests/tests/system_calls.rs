@@ -56,6 +56,31 @@ fn first_attach_of_adopted_memory() {
 }
 
 #[test]
+fn first_attach_of_huge_pages() {
+    const HUGE: usize = 2 << 20;
+    const BLOCKS: usize = 4;
+    let stage = Stage::new("first_attach_of_huge_pages", 60);
+    let (mut exporter, mut importer, mut other) = (stage.actor(), stage.actor(), stage.actor());
+    let address = exporter.place((BLOCKS + 1) * HUGE).next_multiple_of(HUGE);
+    exporter.anon_at(address, BLOCKS * HUGE);
+    exporter.fill(address, BLOCKS * HUGE / PAGE, 1);
+    let segid = exporter.make_all();
+    let apid = importer.get(segid);
+    let there = other.get_attach(segid, address, BLOCKS * HUGE);
+    other.check(there, BLOCKS * HUGE / PAGE, 1);
+    let mut tracer = Tracer::new(&importer);
+    let (here, mut calls) = attach(&mut tracer, &mut importer, apid, address, BLOCKS * HUGE);
+    for block in 0..BLOCKS {
+        let (loaded, more) = tracer.watch(&mut importer, &format!("load {:#x}", here + block * HUGE));
+        assert_eq!(loaded, Reply::Ok((1 + block * HUGE / PAGE).to_string()));
+        calls.extend(more);
+    }
+    // Where the huge pages are, for all of them, if that is not where its window looks anyway.
+    let messages = calls.iter().filter(|call| call.is_message()).count();
+    assert!(messages <= 1, "{}", describe(&importer, &calls));
+}
+
+#[test]
 fn attach_and_detach_of_memory_attached_before() {
     let stage = Stage::new("attach_and_detach_of_memory_attached_before", 60);
     let (_others, mut importer, apid, address) = scene(&stage);

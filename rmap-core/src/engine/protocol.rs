@@ -7,7 +7,7 @@ use crate::range::Range;
 
 /// Bytes of a message.
 pub(crate) const SIZE: usize = 64;
-const VERSION: u32 = 0x726d_0003;
+const VERSION: u32 = 0x726d_0004;
 
 /// What a permit allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +56,8 @@ pub(crate) enum Message {
     ReadOnly { request: u32 },
     /// Importer: the permit is not needed any more.
     Release { grant: u32 },
-    /// Exporter: what was mapped from files in this range is not there any more.
-    Stale { range: Range, number: u32 },
+    /// Exporter: what was mapped from files in this range is not there any more; nor, with `objects`, is what was mapped from those.
+    Stale { range: Range, number: u32, objects: bool },
     /// Exporter: the segment behind this permit was removed.
     Removed { grant: u32, number: u32 },
     /// Exporter: no answer names this object any more, nor does a permit that has not been removed.
@@ -158,7 +158,9 @@ impl Message {
             }
             Self::Hole { request } => start(6).u32(request),
             Self::Release { grant } => start(7).u32(grant),
-            Self::Stale { range, number } => start(8).range(range).u32(number),
+            Self::Stale { range, number, objects } => {
+                start(8).range(range).u32(number).u32(u32::from(objects))
+            }
             Self::Removed { grant, number } => start(9).u32(grant).u32(number),
             Self::Status => start(13),
             Self::Seen { number } => start(11).u32(number),
@@ -211,7 +213,7 @@ impl Message {
             }
             6 => Self::Hole { request: from.u32()? },
             7 => Self::Release { grant: from.u32()? },
-            8 => Self::Stale { range: from.range()?, number: from.u32()? },
+            8 => Self::Stale { range: from.range()?, number: from.u32()?, objects: from.flag()? },
             9 => Self::Removed { grant: from.u32()?, number: from.u32()? },
             13 => Self::Status,
             11 => Self::Seen { number: from.u32()? },
@@ -265,7 +267,11 @@ mod tests {
             any::<u32>().prop_map(|request| Message::Hole { request }),
             any::<u32>().prop_map(|request| Message::ReadOnly { request }),
             any::<u32>().prop_map(|grant| Message::Release { grant }),
-            (ranges(), any::<u32>()).prop_map(|(range, number)| Message::Stale { range, number }),
+            (ranges(), any::<(u32, bool)>()).prop_map(|(range, (number, objects))| Message::Stale {
+                range,
+                number,
+                objects
+            }),
             any::<(u32, u32)>().prop_map(|(grant, number)| Message::Removed { grant, number }),
             any::<u32>().prop_map(|number| Message::Seen { number }),
             any::<u32>().prop_map(|serial| Message::Closed { serial }),

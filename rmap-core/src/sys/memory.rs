@@ -301,6 +301,20 @@ pub(crate) fn write_from(fd: impl AsFd, addr: usize, len: usize, offset: u64) ->
     unsafe { raw::syscall(libc::SYS_pwrite64, [fd, addr, len, offset as usize, 0, 0]) }
 }
 
+/// Copies `len` bytes of this process's memory from `from` to `to`; returns how many were copied.
+///
+/// The kernel copies: an address that may not be read, or not be written, gives `EFAULT`, not a signal.
+///
+/// # Safety
+/// Nobody else may use the target range meanwhile.
+pub(crate) unsafe fn copy_by_kernel(from: usize, to: usize, len: usize) -> SysResult<usize> {
+    let (from, to) = ([from, len], [to, len]);
+    let this = rustix::process::getpid().as_raw_nonzero().get() as usize;
+    let vectors = [to.as_ptr().expose_provenance(), from.as_ptr().expose_provenance()];
+    // SAFETY: the caller's promise; the kernel checks both ranges.
+    unsafe { raw::syscall(libc::SYS_process_vm_readv, [this, vectors[0], 1, vectors[1], 1, 0]) }
+}
+
 /// Reads `len` bytes of `fd` at `offset` to `addr`; returns how many were read.
 ///
 /// # Safety
@@ -315,13 +329,10 @@ pub(crate) unsafe fn read_to(fd: impl AsFd, addr: usize, len: usize, offset: u64
 /// The words at `addr`, if they can be read.
 pub(crate) fn words_at<const N: usize>(addr: usize) -> Option<[usize; N]> {
     let mut words = [0; N];
-    let to = [words.as_mut_ptr().expose_provenance(), size_of_val(&words)];
-    let from = [addr, to[1]];
-    let this = rustix::process::getpid().as_raw_nonzero().get() as usize;
-    let vectors = [to.as_ptr().expose_provenance(), from.as_ptr().expose_provenance()];
-    // SAFETY: the kernel checks the source, and writes to the array.
-    let read = unsafe { raw::syscall(libc::SYS_process_vm_readv, [this, vectors[0], 1, vectors[1], 1, 0]) };
-    (read == Ok(to[1])).then_some(words)
+    let len = size_of_val(&words);
+    // SAFETY: the array is ours.
+    let copied = unsafe { copy_by_kernel(addr, words.as_mut_ptr().expose_provenance(), len) };
+    (copied == Ok(len)).then_some(words)
 }
 
 /// The highest address a user mapping may end at (`TASK_SIZE`).

@@ -427,15 +427,17 @@ fn answers_to_what_was_never_asked() {
             Message::ReadOnly { request },
             Message::Closed { serial: request.wrapping_add(100) },
             Message::Removed { grant: request.wrapping_add(100), number: request },
-            Message::Stale { range: all(), number: request },
-            Message::Stale { range: Range::between(0, 1 << 62).unwrap(), number: request },
+            Message::Stale { range: all(), number: request, objects: false },
+            Message::Stale { range: Range::between(0, 1 << 62).unwrap(), number: request, objects: false },
+            Message::Stale { range: all(), number: request, objects: true },
+            Message::Stale { range: Range::between(0, 1 << 62).unwrap(), number: request, objects: true },
         ] {
             wire.send(&message.encode(), &[file.as_fd()]).unwrap();
         }
     }
     // Notices are answered, and nothing else has happened.
     for request in numbers {
-        for _ in 0..3 {
+        for _ in 0..5 {
             assert!(matches!(hear(&wire), Some((Message::Seen { number }, _)) if number == request));
         }
     }
@@ -623,7 +625,7 @@ fn an_exporter_that_talks_all_the_time() {
         for _ in 0..3 {
             let (wire, over) = (&wire, &over);
             scope.spawn(move || {
-                let stale = Message::Stale { range: all(), number: 1 }.encode();
+                let stale = Message::Stale { range: all(), number: 1, objects: false }.encode();
                 while !over.load(std::sync::atomic::Ordering::Acquire) {
                     let _ = wire.send(&stale, &[]);
                 }
@@ -651,6 +653,39 @@ fn flood(wire: &Wire, message: Message) -> usize {
     sent
 }
 
+/// As an exporter says of a part of a huge page that the kernel cannot free.
+#[test]
+fn what_an_object_has_and_nobody_is_to_see() {
+    let mut scene = Scene::new("what_an_object_has_and_nobody_is_to_see", 21);
+    let wire = scene.attached(RDWR);
+    let request = scene.load_begins(&wire, 3);
+    scene.show(&wire, request, 3, 60);
+    scene.loaded().unwrap();
+    scene.importer.check(HERE + 3 * PAGE, 1, 60);
+    say(&wire, Message::Stale { range: page(3), number: 5, objects: true });
+    assert!(matches!(hear(&wire), Some((Message::Seen { number: 5 }, _))));
+    let request = scene.load_begins(&wire, 3);
+    say(&wire, Message::Hole { request });
+    assert!(scene.loaded().unwrap_err().is_hole_at(HERE + 3 * PAGE));
+    // A window that is made now does not show it either.
+    let apid = scene.apid;
+    let other = scene.importer.attach(apid, 2 * PAGE, 3 * PAGE) + PAGE;
+    scene.importer.tell(&format!("load {other:#x}"));
+    let request = resolve_on(&wire, 3);
+    scene.show(&wire, request, 3, 61);
+    scene.loaded().unwrap();
+    scene.importer.check(other, 1, 61);
+    let request = scene.load_begins(&wire, 3);
+    scene.show(&wire, request, 3, 61);
+    scene.loaded().unwrap();
+    // From then on it is to be seen.
+    let third = scene.importer.attach(apid, 3 * PAGE, PAGE);
+    scene.importer.check(third, 1, 61);
+    scene.importer.detach(third);
+    scene.importer.detach(other);
+    scene.is_well();
+}
+
 #[test]
 fn a_permit_that_nobody_asked_for() {
     let mut scene = Scene::new("a_permit_that_nobody_asked_for", 12);
@@ -667,15 +702,18 @@ fn notices_whose_answers_are_not_read() {
     let memory = |scene: &Scene| crate::anonymous(&scene.importer) + crate::shared(&scene.importer);
     scene.is_well();
     let before = memory(&scene);
-    for message in [Message::Stale { range: page(0), number: 7 }, Message::Removed { grant: 1000, number: 7 }]
-    {
+    for message in [
+        Message::Stale { range: page(0), number: 7, objects: false },
+        Message::Stale { range: page(0), number: 7, objects: true },
+        Message::Removed { grant: 1000, number: 7 },
+    ] {
         let sent = flood(&wire, message);
         scene.is_well();
         let grown = memory(&scene).saturating_sub(before);
         assert!(grown < 1 << 20, "{sent} times {message:?}: {grown} bytes more");
     }
     // The last one is answered, when there is room for it.
-    say(&wire, Message::Stale { range: page(0), number: 8 });
+    say(&wire, Message::Stale { range: page(0), number: 8, objects: false });
     while !matches!(hear(&wire), Some((Message::Seen { number: 8 }, _))) {}
     let request = scene.load_begins(&wire, 4);
     scene.show(&wire, request, 4, 61);

@@ -341,7 +341,7 @@ fn messages_that_are_none() {
         Message::Resolved { request: 1, range, source, writable: true },
         Message::Hole { request: 1 },
         Message::ReadOnly { request: 1 },
-        Message::Stale { range, number: 1 },
+        Message::Stale { range, number: 1, objects: false },
         Message::Removed { grant: 1, number: 1 },
         // Answers to what was never said.
         Message::Seen { number: 1 },

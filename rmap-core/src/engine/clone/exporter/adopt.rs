@@ -4,7 +4,7 @@ use super::attributes::huge_page_advice;
 use super::extract::{Extract, Order};
 use super::huge::HugePages;
 use super::numa::Placement;
-use super::object::{Object, Objects};
+use super::object::{Object, Objects, Pages};
 use super::pins::OldPages;
 use super::staging::{Stager, Staging};
 use super::watch::Watchers;
@@ -46,10 +46,9 @@ fn fill_existing(
     pagemap: &Pagemap,
     placement: &Placement,
     staging: &mut Option<Staging<'_>>,
-    collapse: bool,
 ) -> SysResult<()> {
     let mut fill = |part| match staging {
-        Some(staging) => staging.fill(part, collapse),
+        Some(staging) => staging.fill(part),
         None => fill(object, part),
     };
     if vma.shared || vma.file.is_some() {
@@ -192,11 +191,10 @@ pub(crate) unsafe fn adopt(
     object.punch(range).map_err(failed("fallocate"))?;
     let policy = placement.begin(object, range);
     let mut staging = stager.stage(object, range);
-    let collapse = huge_pages.are_wanted(range, &attributes);
-    fill_existing(object, range, vma, pagemap, placement, &mut staging, collapse)
+    fill_existing(object, range, vma, pagemap, placement, &mut staging)
         .map_err(failed("copy to a memfd"))
         .map_err(undo)?;
-    if let Some(staging) = staging.as_ref().filter(|_| collapse) {
+    if let Some(staging) = staging.as_ref().filter(|_| object.pages == Pages::Huge) {
         huge_pages.note(range, staging.collapsed());
     }
     if !still_stopped() {

@@ -48,6 +48,8 @@ pub(crate) struct Client {
     closed: OwnVec<u32>,
     /// Said when it reads again: files went away, and permits ended.
     overdue: bool,
+    /// And memory in objects went away.
+    overdue_objects: bool,
     /// Room in its socket is waited for.
     awaited: bool,
     /// Its socket is watched.
@@ -91,6 +93,7 @@ impl Client {
             bases: OwnVec::new(),
             closed: OwnVec::new(),
             overdue: false,
+            overdue_objects: false,
             awaited: false,
             watched: false,
             unhandled: None,
@@ -241,7 +244,11 @@ impl Client {
         // Each grant brings its descriptor: permits of different access get different ones.
         let descriptor = base.descriptor(access == Access::ReadWrite);
         let granted = Message::Granted { request, grant: grant.number, serial: base.serial, range };
-        self.send(granted, Some(descriptor)).inspect_err(|_| self.release(grant.number))
+        self.send(granted, Some(descriptor)).inspect_err(|_| self.release(grant.number))?;
+        for range in base.strays() {
+            self.stale(range, self.told, true);
+        }
+        Ok(())
     }
 
     /// It can do nothing but ask for a permit.
@@ -300,14 +307,17 @@ impl Client {
         Ok(())
     }
 
-    /// Says that files mapped in `range` are stale there.
-    pub(crate) fn stale(&mut self, range: Range, number: u32) {
-        if !self.maps_files {
+    /// Says that files mapped in `range` are stale there; with `objects`, whatever is mapped there.
+    pub(crate) fn stale(&mut self, range: Range, number: u32, objects: bool) {
+        let shows_objects = objects && self.grants.iter().any(|grant| grant.range.overlaps(range));
+        if !self.maps_files && !shows_objects {
             return;
         }
         self.told = number;
         self.owes = true;
-        self.overdue |= !self.says(Message::Stale { range, number });
+        let said = self.says(Message::Stale { range, number, objects });
+        self.overdue |= !said;
+        self.overdue_objects |= !said && objects;
     }
 
     /// It maps nothing any more that this notice or an earlier one told of.
@@ -362,7 +372,7 @@ impl Client {
         }
     }
 
-    /// Catches up with an importer that reads again: all files are stale, and ended permits are named again, and closed objects.
+    /// Catches up with an importer that reads again: all files are stale, objects perhaps, and ended permits are named again, and closed objects.
     pub(crate) fn flush(&mut self, poller: &Poller, token: u64) -> Result<()> {
         if !self.overdue {
             return Ok(());
@@ -370,7 +380,8 @@ impl Client {
         let everything = Range::between(0, 1 << 62).ok_or(Error::Invalid("no range"))?;
         let mut messages = OwnVec::new();
         let number = self.told;
-        messages.push(Message::Stale { range: everything, number }).map_err(failed("mmap"))?;
+        let objects = self.overdue_objects;
+        messages.push(Message::Stale { range: everything, number, objects }).map_err(failed("mmap"))?;
         for grant in self.grants.iter().filter(|grant| grant.removed) {
             messages.push(Message::Removed { grant: grant.number, number }).map_err(failed("mmap"))?;
         }
@@ -384,7 +395,7 @@ impl Client {
                 Err(errno) => return Err(failed("sendmsg")(errno)),
             }
         }
-        self.overdue = false;
+        (self.overdue, self.overdue_objects) = (false, false);
         self.awaited = false;
         self.closed.clear();
         poller.change(&self.socket, token, false).map_err(failed("epoll_ctl"))

@@ -317,11 +317,12 @@ impl Exporter {
         if self.lost_moves || self.moves.iter().any(|moved| moved.from.overlaps(range)) {
             return log!(Error, "{range} may be seen although it is gone");
         }
-        for object in self.objects.iter() {
-            counters::count(Cell::Punches);
-            if let Err(errno) = object.punch(range) {
+        let mut next = self.objects.serial_after(0, range);
+        while let Some(serial) = next {
+            if let Err(errno) = self.free(serial, range) {
                 log!(Error, "punching {range}: {errno}", errno = Said(errno));
             }
+            next = self.objects.serial_after(serial, range);
         }
         let _ = self.backed.remove(range);
         self.left.forget(range);
@@ -456,18 +457,19 @@ impl Exporter {
     }
 
     /// Frees what objects have in `range` at addresses that do not show them.
-    fn punch_unmapped(&self, range: Range) {
-        for object in self.objects.iter().filter(|object| object.domain.overlaps(range)) {
+    fn punch_unmapped(&mut self, range: Range) {
+        let mut next = self.objects.serial_after(0, range);
+        while let Some(serial) = next {
             let mut from = Some(range);
             while let Some(rest) = from {
-                let shown = self.backed.within(rest).find(|span| span.value.serial == object.serial);
+                let shown = self.backed.within(rest).find(|span| span.value.serial == serial);
                 let hole = Range::between(rest.start(), shown.map_or(rest.end(), |span| span.range.start()));
-                counters::add(Cell::Punches, u64::from(hole.is_some()));
-                if let Some(Err(errno)) = hole.map(|hole| object.punch(hole)) {
+                if let Some(Err(errno)) = hole.map(|hole| self.free(serial, hole)) {
                     log!(Error, "punching {rest}: {errno}", errno = Said(errno));
                 }
                 from = shown.and_then(|span| Range::between(span.range.end(), range.end()));
             }
+            next = self.objects.serial_after(serial, range);
         }
     }
 

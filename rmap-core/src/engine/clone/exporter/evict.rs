@@ -2,7 +2,7 @@
 
 use super::adopt::{self, Backing, Origin};
 use super::extract;
-use super::object::Object;
+use super::object::{Object, Pages};
 use super::{Exporter, Job, Segment};
 use crate::counters::{self, Cell};
 use crate::error::{Result, failed};
@@ -67,7 +67,7 @@ impl Exporter {
                 counters::add(Cell::EvictedBytes, piece.len() as u64);
             }
         }
-        let _ = object.punch(part);
+        let _ = self.free(backing.serial, part);
         let _ = self.backed.remove(part);
         self.private_files.forget(part);
         Ok(())
@@ -92,10 +92,20 @@ impl Exporter {
 
     /// Closes the objects that show nothing and that no segment's permits begin with.
     pub(super) fn close_idle_objects(&mut self) {
+        self.close_objects(is_idle);
+    }
+
+    /// Closes the objects of huge pages that show nothing: what they have had is gone.
+    pub(super) fn close_spent_objects(&mut self) {
+        self.close_objects(|object, _| object.pages == Pages::Huge);
+    }
+
+    /// Closes the objects that show nothing, of those that may be closed.
+    fn close_objects(&mut self, may_be: impl Fn(&Object, &[Segment]) -> bool) {
         let (segments, backed) = (&self.segments, &self.backed);
         let mut closed = OwnVec::new();
         self.objects.retain(|object| {
-            !is_idle(object, segments)
+            !may_be(object, segments)
                 || backed.iter().any(|span| span.value.serial == object.serial)
                 || closed.push(object.serial).is_err()
         });

@@ -1,7 +1,7 @@
 //! Telling importers that memory which they map from its own file is gone, and waiting until they know.
 //!
-//! Adopted memory is taken from importers by punching. A file is not this process's to punch, so importers are told, and the
-//! thread that unmaps is held until all have let go: when its call returns, nobody reads the file at that address.
+//! Adopted memory is taken from importers by punching. A file is not this process's to punch, and a part of a huge page that somebody has in
+//! hand is cleared and stays, so importers are told, and the thread that unmaps is held until all have let go: when its call returns, nobody reads the file at that address.
 //! It is not held for ever: an importer that is stopped has a second, any other ten, and then it is not waited for again before it has
 //! answered all. Importers of other users hold this process up for a tenth of the time at most, beyond what an answer usually takes.
 //! The service thread itself waits for nobody.
@@ -132,10 +132,28 @@ impl Exporter {
     /// Tells the importers that files in `range` are not mapped there any more.
     pub(super) fn tell_stale(&mut self, range: Range) {
         self.left.close_files(&self.shared);
+        self.notify(range, false);
+    }
+
+    /// Frees what an object has in `range`, out of the importers' reach.
+    ///
+    /// # Errors
+    /// They may see it still.
+    pub(super) fn free(&mut self, serial: u32, range: Range) -> SysResult<()> {
+        let Some(object) = self.objects.get_mut(serial) else { return Ok(()) };
+        counters::count(Cell::Punches);
+        if let Some(stays) = object.free(range)? {
+            log!(Debug, "{stays} is part of a page that somebody has in hand: importers are told");
+            self.notify(stays, true);
+        }
+        Ok(())
+    }
+
+    fn notify(&mut self, range: Range, objects: bool) {
         let number = self.notices.next();
         counters::count(Cell::Notices);
         for client in self.clients.iter_mut() {
-            client.stale(range, number);
+            client.stale(range, number, objects);
         }
         self.wait_for_importers();
     }

@@ -5,14 +5,26 @@
 //! `mremap` grows in place grows into the offsets that belong to it.
 
 use crate::error::{Result, failed};
-use crate::own::OwnVec;
+use crate::own::{OwnVec, RangeTable};
 use crate::range::Range;
 use crate::sys::maps::{FileId, Vma};
+use crate::sys::memory::HUGE_PAGE;
 use crate::sys::{SysResult, fd, memory};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The name in `/proc/PID/maps`: `/memfd:rmap (deleted)`.
 pub(crate) const MAPS_PATH: &[u8] = b"/memfd:rmap (deleted)";
+
+/// What an object is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// Windows of importers map these objects from the start, holes and all, and trap the holes. There the kernel makes no huge pages but of
+    /// small ones that are all there already.
+    Small,
+    /// Whole huge pages. Importers map, and trap, what these objects have had: there, too, no huge page is made again. For what comes later
+    /// there is another object.
+    Huge,
+}
 
 /// One object.
 #[derive(Debug)]
@@ -22,7 +34,12 @@ pub(crate) struct Object {
     pub(crate) domain: Range,
     /// Importers get it read-only: it holds memory that this process itself may not write.
     pub(crate) protected: bool,
+    pub(crate) pages: Pages,
     pub(crate) file: FileId,
+    /// What was put there, if these are huge pages.
+    used: RangeTable<()>,
+    /// Parts of huge pages that could not be freed. Importers have been told.
+    strays: RangeTable<()>,
     fd: OwnedFd,
     /// For importers. Opened anew, because flags (`O_APPEND`) are shared by all who have the same open file.
     writable: OwnedFd,
@@ -45,6 +62,46 @@ impl Object {
         memory::punch(&self.fd, range.start() as u64, range.len() as u64)
     }
 
+    /// The same, also of parts of huge pages. Returns where there are pages still, with zeroes, and were none before: somebody has them in hand,
+    /// so that the kernel cannot split them. Importers may be seeing them.
+    pub(crate) fn free(&mut self, range: Range) -> SysResult<Option<Range>> {
+        /// A thread that has just had a fault has its page in hand for a moment.
+        const TRIES: usize = 3;
+        self.punch(range)?;
+        let mut stays: Option<Range> = None;
+        for part in range.ends(HUGE_PAGE) {
+            let mut left = self.next_data(part);
+            for _ in 1..TRIES {
+                if left.is_none() {
+                    break;
+                }
+                self.punch(part)?;
+                left = self.next_data(part);
+            }
+            let known = left
+                .is_some_and(|left| self.strays.at(left.start()).is_some_and(|span| span.range.covers(left)));
+            match left {
+                Some(_) if known => {}
+                Some(left) => {
+                    self.strays.insert(left, ())?;
+                    stays = Some(stays.map_or(left, |stays| stays.join(left)));
+                }
+                None => self.strays.remove(part)?,
+            }
+        }
+        Ok(stays)
+    }
+
+    /// Where it has zeroes that nobody is to see.
+    pub(crate) fn strays(&self) -> impl Iterator<Item = Range> + '_ {
+        self.strays.iter().map(|span| span.range)
+    }
+
+    /// Importers are to see what it has in a range.
+    pub(crate) fn shows(&mut self, range: Range) -> SysResult<()> {
+        self.strays.remove(range)
+    }
+
     /// Sets a byte to zero. A huge page that it is in becomes small ones, unless somebody has it pinned.
     pub(crate) fn clear_byte(&self, offset: usize) -> SysResult<()> {
         memory::punch(&self.fd, offset as u64, 1)
@@ -64,8 +121,15 @@ impl Object {
     pub(crate) fn next_data(&self, range: Range) -> Option<Range> {
         use rustix::fs::SeekFrom;
         let start = rustix::fs::seek(&self.fd, SeekFrom::Data(range.start() as u64)).ok()? as usize;
+        if !range.contains(start) {
+            return None;
+        }
         let end = rustix::fs::seek(&self.fd, SeekFrom::Hole(start as u64)).ok()? as usize;
-        Range::between(start, end.min(range.end())).filter(|data| data.start() >= range.start())
+        Range::between(start, end.min(range.end()))
+    }
+
+    fn is_of(&self, domain: Range, protected: bool, pages: Pages) -> bool {
+        (self.domain, self.protected, self.pages) == (domain, protected, pages)
     }
 
     /// Whether `vma` maps this object where it belongs.
@@ -91,8 +155,22 @@ impl Objects {
         self.all.iter().find(|object| object.serial == serial)
     }
 
+    pub(crate) fn get_mut(&mut self, serial: u32) -> Option<&mut Object> {
+        self.all.iter_mut().find(|object| object.serial == serial)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Object> {
         self.all.iter()
+    }
+
+    /// The first object made after the one of this serial that may have something in `range`.
+    pub(crate) fn serial_after(&self, serial: u32, range: Range) -> Option<u32> {
+        // They are in the order in which they were made.
+        let later = self.all.iter().filter(|object| object.serial > serial);
+        later
+            .map(|object| (object.serial, object.domain))
+            .find(|(_, domain)| domain.overlaps(range))
+            .map(|(serial, _)| serial)
     }
 
     pub(crate) fn of_file(&self, file: FileId) -> Option<&Object> {
@@ -101,7 +179,53 @@ impl Objects {
 
     /// The object for memory of this domain, made if there is none.
     pub(crate) fn for_domain(&mut self, domain: Range, protected: bool) -> Result<&Object> {
-        let found = self.all.iter().position(|o| o.domain == domain && o.protected == protected);
+        let found = self.all.iter().position(|object| object.is_of(domain, protected, Pages::Small));
+        self.found_or_new(found, domain, protected, Pages::Small)
+    }
+
+    fn unused(&self, domain: Range, protected: bool, part: Range) -> Option<usize> {
+        let fits = |o: &Object| o.is_of(domain, protected, Pages::Huge) && o.used.next_in(part).is_none();
+        self.all.iter().position(fits)
+    }
+
+    /// Whether there is an object that can have huge pages for a part of this domain.
+    pub(crate) fn has_huge_pages_for(&self, domain: Range, protected: bool, part: Range) -> bool {
+        self.unused(domain, protected, part).is_some()
+    }
+
+    /// The object for a part of this domain that is to be huge pages, made if there is none. `None` if there are too many.
+    pub(crate) fn for_huge_pages(
+        &mut self,
+        domain: Range,
+        protected: bool,
+        part: Range,
+    ) -> Result<Option<&Object>> {
+        /// Each takes descriptors, here and in the importers.
+        const MOST: usize = 8;
+        let of_domain = |object: &Object| object.is_of(domain, protected, Pages::Huge);
+        let mut found = self.unused(domain, protected, part);
+        if found.is_none() && self.all.iter().filter(|object| object.pages == Pages::Huge).count() >= MOST {
+            // Slower, but huge pages as well.
+            found = self.all.iter().rposition(of_domain);
+            if found.is_none() {
+                return Ok(None);
+            }
+        }
+        let serial = self.found_or_new(found, domain, protected, Pages::Huge)?.serial;
+        let Some(object) = self.get_mut(serial) else {
+            return Ok(None);
+        };
+        object.used.insert(part, ()).map_err(failed("mmap"))?;
+        Ok(Some(object))
+    }
+
+    fn found_or_new(
+        &mut self,
+        found: Option<usize>,
+        domain: Range,
+        protected: bool,
+        pages: Pages,
+    ) -> Result<&Object> {
         let index = match found {
             Some(index) => index,
             None => {
@@ -112,7 +236,10 @@ impl Objects {
                 let file = FileId::of(&fd).map_err(failed("fstat"))?;
                 let serial = self.next_serial;
                 self.next_serial += 1;
-                let object = Object { serial, domain, protected, file, fd, writable, read_only };
+                let used = RangeTable::new();
+                let strays = RangeTable::new();
+                let object =
+                    Object { serial, domain, protected, pages, file, used, strays, fd, writable, read_only };
                 self.all.push(object).map_err(failed("mmap"))?;
                 self.all.len() - 1
             }

@@ -5,6 +5,8 @@ use super::adopt::{self, Adopted, Backing, Means, Origin};
 use super::attributes;
 use super::client::Grant;
 use super::extract::Order;
+use super::huge;
+use super::object::Pages;
 use super::pins;
 use super::plan::{self, Mapping, Plan};
 use super::rehome::{Transfer, rehome};
@@ -15,7 +17,7 @@ use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::{self, OwnVec};
 use crate::range::Range;
-use crate::sys::maps::Vma;
+use crate::sys::maps::{Attributes, Vma};
 use crate::sys::memory::{PAGE, ProtFlags};
 use crate::sys::{Said, fd, sysv, thread};
 use core::time::Duration;
@@ -111,9 +113,10 @@ impl Exporter {
                 client.read_only(id)?;
             }
             Finding::InObject { serial, range } => {
-                let Some(object) = self.objects.get(serial) else {
+                let Some(object) = self.objects.get_mut(serial) else {
                     return Ok(false);
                 };
+                object.shows(range).map_err(failed("mmap"))?;
                 let writable = write && !object.protected;
                 let source = Source::Object { serial };
                 counters::count(Cell::AnswersObject);
@@ -214,6 +217,42 @@ impl Exporter {
         self.with_room(None, |exporter| Ok(exporter.objects.for_domain(domain, protected)?.serial))
     }
 
+    /// The part of a range around `page` that is to be adopted as one, and its object.
+    fn object_for_part(
+        &mut self,
+        domain: Range,
+        protected: bool,
+        (page, range): (usize, Range),
+        vma: &Vma,
+        attributes: &Attributes,
+    ) -> Result<(u32, Range)> {
+        let complete = vma.shared || vma.file.is_some();
+        let (mut part, mut huge) = (range, None);
+        if self.huge_pages.are_wanted(range, attributes) {
+            let found = huge::part_around(page, range, complete, &self.pagemap);
+            let whole;
+            (part, whole) = found.map_err(failed("read of /proc/thread-self/pagemap"))?;
+            if whole {
+                if !self.objects.has_huge_pages_for(domain, protected, part) {
+                    self.close_spent_objects();
+                }
+                huge = self.with_room(None, |exporter| {
+                    let object = exporter.objects.for_huge_pages(domain, protected, part)?;
+                    Ok(object.map(|object| object.serial))
+                })?;
+            }
+        }
+        let serial = match huge {
+            Some(serial) => serial,
+            None => self.object_for(domain, protected)?,
+        };
+        // An importer with write access may have put pages where its window shows another object.
+        for other in self.objects.iter().filter(|other| other.domain == domain && other.serial != serial) {
+            other.punch(part).map_err(failed("fallocate"))?;
+        }
+        Ok((serial, part))
+    }
+
     /// Whether an object is mapped at `page`.
     fn shows_object(&self, page: usize) -> bool {
         let vma = self.maps.at(page);
@@ -250,7 +289,7 @@ impl Exporter {
             }
             if !permitted {
                 // The copy moves to an object of the narrower permit; wider ones may have that too.
-                let _ = object.punch(backed);
+                let _ = self.free(backing.serial, backed);
                 self.backed.remove(backed).map_err(failed("mmap"))?;
                 return Ok(None);
             }
@@ -284,7 +323,9 @@ impl Exporter {
         let ahead = Range::new(page, SHORTEST << request.run.min(5));
         let range = ahead.and_then(|ahead| ahead.intersection(reach)).unwrap_or(Range::page_at(page));
         object.allocate(range).map_err(failed("fallocate"))?;
-        Ok(Some(Finding::InObject { serial: backing.serial, range }))
+        // Of huge pages the importer maps all that there is, holes and all, if it does not yet.
+        let shown = if object.pages == Pages::Huge { reach } else { range };
+        Ok(Some(Finding::InObject { serial: backing.serial, range: shown }))
     }
 
     /// Moves adopted memory to the object of another domain or protection.
@@ -319,7 +360,7 @@ impl Exporter {
             return moved.map(|()| Finding::NeedsFreeze);
         }
         adopt::restore_attributes(range, &attributes, vma.prot);
-        let _ = source.punch(range);
+        let _ = self.free(backing.serial, range);
         self.watch_surely(range);
         Ok(Finding::InObject { serial, range })
     }
@@ -366,11 +407,13 @@ impl Exporter {
         if asks && (vma.shared || vma.file.is_some() || self.stager.mover().is_none()) {
             return Ok(Finding::Hole(PINNED));
         }
-        let serial = self.object_for(grant.range, protected)?;
         if request.pinned_since.is_some() {
             range = Range::page_at(page);
         }
-        loop {
+        let serial = loop {
+            let serial;
+            (serial, range) =
+                self.object_for_part(grant.range, protected, (page, range), vma, &attributes)?;
             let Some(object) = self.objects.get(serial) else {
                 return Err(Error::Invalid("an object that is not there"));
             };
@@ -390,7 +433,7 @@ impl Exporter {
                 adopt::adopt(object, range, vma, attributes, means, || self.freezer.still_stopped())
             };
             match adopted {
-                Ok(Adopted::Done) => break,
+                Ok(Adopted::Done) => break serial,
                 Ok(Adopted::Foreign) => {
                     let _ = self.backed.remove(range);
                     return Ok(Finding::Hole("a userfaultfd of the application's watches it"));
@@ -407,7 +450,7 @@ impl Exporter {
                     return Err(error);
                 }
             }
-        }
+        };
         counters::count(Cell::Adoptions);
         counters::add(Cell::AdoptedBytes, range.len() as u64);
         log!(Debug, "adopted {range}");

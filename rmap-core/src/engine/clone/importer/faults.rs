@@ -165,7 +165,7 @@ impl Importer {
         let is_object = matches!(source, Source::Object { .. } | Source::Foreign { .. });
         let source = window.cut(source, range, local);
         self.windows[index].run_end = window.to_remote(local.end());
-        let mapped = self.map_piece(window, local, source, writable, descriptor);
+        let mapped = self.map_piece(window, (page, local), source, writable, descriptor);
         if let Err(error) = mapped {
             log!(Error, "cannot map {local}: {error}");
             self.refuse_page(page, libc::SIGBUS, Why::Said);
@@ -174,6 +174,7 @@ impl Importer {
                 _ => Ok(()),
             };
         }
+        log!(Trace, "{local} shows {range} of exporter {}", self.pid_of(host));
         if is_object {
             populate(local, page);
         }

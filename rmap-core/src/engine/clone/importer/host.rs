@@ -9,10 +9,10 @@ use crate::counters::rows::Row;
 use crate::error::{Error, Result, failed, is_passing};
 use crate::id::Endpoint;
 use crate::log::log;
-use crate::own::OwnVec;
+use crate::own::{OwnVec, RangeTable};
+use crate::range::Range;
 use crate::sys::event::Poller;
-use crate::sys::fd;
-use crate::sys::socket;
+use crate::sys::{SysResult, fd, socket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// An object of the exporter's whose descriptor came with a message.
@@ -40,6 +40,8 @@ pub(crate) struct Host {
     /// What the status word holds as long as nothing has ended that this process does not know of.
     expected: u64,
     known: OwnVec<Known>,
+    /// What nobody is to see of its objects, although they have it.
+    blank: RangeTable<()>,
     /// What the socket has not taken: the exporter is stopped, or busy. Only what the application asks for makes it longer: its
     /// questions under way, and permits that it gives back.
     unsent: OwnVec<Message>,
@@ -89,6 +91,7 @@ impl Host {
             status: None,
             expected: 0,
             known,
+            blank: RangeTable::new(),
             unsent,
             unconfirmed: None,
             unhandled: None,
@@ -261,6 +264,27 @@ impl Host {
         self.unhandled = None;
         // A dead connection would be ready for ever.
         poller.remove(&self.socket);
+    }
+
+    /// Notes that nobody is to see what its objects have in a range.
+    pub(crate) fn note_blank(&mut self, range: Range) -> SysResult<()> {
+        /// More than these are as good as all of it.
+        const MOST: usize = 1024;
+        if self.blank.iter().nth(MOST).is_some() {
+            self.blank = RangeTable::new();
+            return self.blank.insert(Range::EVERYTHING, ());
+        }
+        self.blank.insert(range, ())
+    }
+
+    /// What its objects have in a range is to be seen.
+    pub(crate) fn is_not_blank(&mut self, range: Range) -> SysResult<()> {
+        if self.blank.is_empty() { Ok(()) } else { self.blank.remove(range) }
+    }
+
+    /// The next part of a range that nobody is to see in a new window.
+    pub(crate) fn next_blank(&self, range: Range) -> Option<Range> {
+        self.blank.next_in(range).and_then(|span| span.range.intersection(range))
     }
 
     /// Keeps the descriptor of an object.

@@ -24,9 +24,7 @@ pub(super) fn block() -> usize {
 
 /// The blocks of this size around `remote`, as far as the permit allows.
 fn rounded(remote: Range, limit: Range, block: usize) -> Range {
-    let start = remote.start() & !(block - 1);
-    let end = remote.end().checked_next_multiple_of(block).unwrap_or(remote.end());
-    Range::between(start, end).and_then(|range| range.intersection(limit)).unwrap_or(remote)
+    remote.around(block).intersection(limit).unwrap_or(remote)
 }
 
 impl Importer {

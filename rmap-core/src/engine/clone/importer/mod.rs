@@ -33,6 +33,7 @@ use crate::sys::Errno;
 use crate::sys::event::Poller;
 use crate::sys::fd::{self, Lent};
 use crate::sys::maps::FileId;
+use crate::sys::memory::{self, PAGE};
 use crate::sys::thread;
 use crate::sys::uffd::Userfaultfd;
 use core::time::Duration;
@@ -141,6 +142,8 @@ pub(crate) struct Importer {
     swapper: Errand<swap::Order>,
     /// An empty file: what is mapped from it gives SIGBUS.
     nothing: OwnedFd,
+    /// A file of holes, at every address.
+    blank: OwnedFd,
 }
 
 /// When to try again what failed for want of something. Nothing tells when it is there.
@@ -153,6 +156,8 @@ impl Importer {
     pub(crate) fn new(config: Config) -> Result<Self> {
         let nothing = rustix::fs::memfd_create(c"rmap-nothing", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(missing("memfd_create"))?;
+        let blank = memory::sealed_memfd(c"rmap-blank", memory::task_size() as u64 + PAGE as u64)
+            .map_err(failed("memfd_create"))?;
         let (trap, follower) = traps()?;
         // What the first attach would have to make room for; and what a thread waits for must be noted, whatever there is.
         let (mut windows, mut removed) = (OwnVec::new(), OwnVec::new());
@@ -185,6 +190,7 @@ impl Importer {
             signals: FaultSignals::new().map_err(failed("mmap"))?,
             swapper: Errand::new(16 << 10).map_err(failed("mmap"))?,
             nothing,
+            blank,
         })
     }
 
@@ -545,8 +551,12 @@ impl Importer {
                 Ok(())
             }
             Message::Status => self.learn_status(host, descriptor),
-            Message::Stale { range, number } => {
-                self.make_stale(host, range, Piece::needs_notice)?;
+            Message::Stale { range, number, objects } => {
+                if objects {
+                    self.make_blank(host, range)?;
+                } else {
+                    self.make_stale(host, range, Piece::needs_notice)?;
+                }
                 self.confirm(host, number, poller, token)
             }
             Message::Removed { grant, number } => {

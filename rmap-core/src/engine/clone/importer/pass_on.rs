@@ -115,7 +115,7 @@ impl Importer {
         let serial = match self.pieces.at(page).map(|span| span.value) {
             None => permit.base,
             Some(Piece::Object { serial }) => serial,
-            Some(Piece::File | Piece::Foreign { .. } | Piece::Nothing) => return None,
+            Some(Piece::File | Piece::Foreign { .. } | Piece::Blank | Piece::Nothing) => return None,
         };
         let host = self.hosts.get(self.host(permit.host)?)?;
         let writable = question.may_store() && permit.access == Access::ReadWrite;

@@ -106,6 +106,8 @@ pub(crate) enum Piece {
     File,
     /// An object that the exporter has attached; `origin` is the offset in it that address 0 would have.
     Foreign { file: FileId, origin: u64, writable: bool },
+    /// What was there is gone, although the object has it still: whoever touches it asks.
+    Blank,
     /// Nothing: a thread that holds SIGBUS back must be made to see it.
     Nothing,
 }
@@ -228,13 +230,29 @@ impl Importer {
             range = place;
         }
         let index = self.windows.partition_point(|window| window.range.start() < range.start());
-        let (remote_start, permit) = (remote.start(), permit.number);
+        let (remote_start, permit_host, permit) = (remote.start(), permit.host, permit.number);
         let window =
             Window { range, remote: remote_start, permit, whole: range, run_end: 0, run: 0, slot: None };
         self.windows.insert(index, window).map_err(failed("mmap"))?;
         counters::count(Cell::WindowsMade);
         log!(Debug, "window {range} shows {remote}");
+        self.blank_parts(permit_host, &window).inspect_err(|_| {
+            if let Some(index) = self.window_at(range.start()) {
+                let _ = self.remove_window(index);
+            }
+        })?;
         Ok(window)
+    }
+
+    /// What the base object has and nobody is to see is to be asked for in a new window.
+    fn blank_parts(&mut self, host: u32, window: &Window) -> Result<()> {
+        let all = Range::new(window.remote, window.range.len()).ok_or(Error::Invalid("no range"))?;
+        let mut from = Some(all);
+        while let Some(blank) = from.and_then(|rest| self.hosts[self.host(host)?].next_blank(rest)) {
+            self.blank_part(window, blank)?;
+            from = Range::between(blank.end(), all.end());
+        }
+        Ok(())
     }
 
     /// Makes a trapped mapping of the base object, at a place that nobody knows yet.
@@ -278,27 +296,44 @@ impl Importer {
         Ok(())
     }
 
+    /// The part of `local` around `page` that does not map this piece yet; `None` if the page does.
+    fn not_mapped_yet(&self, local: Range, page: usize, piece: Piece) -> Option<Range> {
+        let (mut start, mut end) = (local.start(), local.end());
+        for span in self.pieces.within(local).filter(|span| span.value == piece) {
+            if span.range.end() <= page {
+                start = span.range.end();
+            } else if span.range.start() > page {
+                end = end.min(span.range.start());
+            } else {
+                return None;
+            }
+        }
+        Range::between(start, end)
+    }
+
     /// Maps what the exporter says over a part of a window, unless it is mapped there already.
     pub(super) fn map_piece(
         &mut self,
         window: Window,
-        local: Range,
+        (page, local): (usize, Range),
         source: Source,
         writable: bool,
         descriptor: Option<OwnedFd>,
     ) -> Result<()> {
         let permit = *self.permit(window.permit).and_then(|i| self.permits.get(i)).ok_or(Error::NoSuchId)?;
         let host = self.host(permit.host).ok_or(Error::NoSuchId)?;
-        let remote = window.to_remote(local.start());
         let writable = writable && permit.access == Access::ReadWrite;
         match source {
             Source::Object { serial } => {
                 if let Some(fd) = descriptor {
                     self.hosts[host].learn(serial, writable, fd)?;
                 }
+                let piece = Piece::Object { serial };
                 if serial == permit.base && self.pieces.next_in(local).is_none() {
                     return Ok(());
                 }
+                let Some(local) = self.not_mapped_yet(local, page, piece) else { return Ok(()) };
+                let remote = window.to_remote(local.start());
                 let object = self.hosts[host].object(serial, writable);
                 let object = object.ok_or(Error::Invalid("an object that was not sent"))?;
                 let (offset, stores) = (remote as u64, Stores::to(writable, permit.access));
@@ -306,9 +341,10 @@ impl Importer {
                     self.stage_trapped(local, Trapped { file: object, offset, stores, holes: true })?;
                 self.put_in_place(staged, local).map_err(failed("mremap"))?;
                 let noted = if serial == permit.base {
-                    self.pieces.remove(local)
+                    let shown = Range::new(remote, local.len()).ok_or(Error::Invalid("no range"))?;
+                    self.hosts[host].is_not_blank(shown).and_then(|()| self.pieces.remove(local))
                 } else {
-                    self.pieces.insert(local, Piece::Object { serial })
+                    self.pieces.insert(local, piece)
                 };
                 noted.map_err(failed("mmap"))
             }
@@ -412,6 +448,35 @@ impl Importer {
             self.pieces.remove(*range).map_err(failed("mmap"))?;
         }
         Ok(())
+    }
+
+    /// Whatever windows onto this exporter map in a range is to be asked for when touched, whether the objects have it or not.
+    pub(super) fn make_blank(&mut self, host: u32, remote: Range) -> Result<()> {
+        let number = self.host(host).ok_or(Error::NoSuchId)?;
+        self.hosts[number].note_blank(remote).map_err(failed("mmap"))?;
+        for index in 0..self.windows.len() {
+            let Some(window) = self.windows.get(index).copied() else { break };
+            if self.permit_of(&window).is_some_and(|permit| permit.host == host) {
+                self.blank_part(&window, remote)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn permit_of(&self, window: &Window) -> Option<Permit> {
+        self.permits.get(self.permit(window.permit)?).copied()
+    }
+
+    fn blank_part(&mut self, window: &Window, remote: Range) -> Result<()> {
+        let (Some(permit), Some(local)) = (self.permit_of(window), window.to_local(remote)) else {
+            return Ok(());
+        };
+        self.changed.push(local).map_err(failed("mmap"))?;
+        self.pieces.insert(local, Piece::Blank).map_err(failed("mmap"))?;
+        let stores = Stores::to(permit.access == Access::ReadWrite, permit.access);
+        let (file, offset) = (self.blank.as_fd(), local.start() as u64);
+        let staged = self.stage_trapped(local, Trapped { file, offset, stores, holes: true })?;
+        self.put_in_place(staged, local).map_err(failed("mremap"))
     }
 
     /// Notes that windows of a permit show nothing any more.
