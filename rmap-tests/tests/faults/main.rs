@@ -17,7 +17,7 @@ use std::{
 const TIME: Duration = Duration::from_secs(15);
 
 /// What has failed once, or others like it: these come first.
-const FOUND: [&str; 28] = [
+const FOUND: [&str; 29] = [
     "Exporter/Application/eventfd2/0/Fail(24)",
     "Exporter/Service/accept4/0/Fail(12)",
     "Exporter/Service/accept4/1/Fail(23)",
@@ -40,6 +40,7 @@ const FOUND: [&str; 28] = [
     "Exporter/Service/mmap over/3/Fail(12)",
     "Exporter/Service/mmap over/5/Fail(12)",
     "Exporter/Service/pwrite64/1/Fail(28)",
+    "Exporter/Service/pwrite64/2/Fail(12)",
     "Exporter/Service/write/9/Stop",
     "Importer/Service/UFFDIO_REGISTER/2/Fail(12)",
     "Importer/Service/read/17/Fail(12)",

@@ -15,7 +15,9 @@ use crate::own::OwnVec;
 use crate::range::Range;
 use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
 use crate::sys::pipe::Pipe;
-use crate::sys::{Errno, SysResult};
+use crate::sys::thread;
+use crate::sys::{Errno, Said, SysResult};
+use std::time::Duration;
 
 /// A pipe that an ordinary user may have holds half a block (`/proc/sys/fs/pipe-max-size`).
 const PIPES: usize = 2;
@@ -118,22 +120,43 @@ impl<'a> Extract<'a> {
         if held { pipes.release(block.len(), place, whole) } else { Ok(()) }
     }
 
-    /// Gives the object its pages back: the staging area must be readable.
+    /// Gives the object its pages back: the staging area must be readable. Their memory was just freed, so a failure is passing.
     pub(crate) fn put_back(&self) {
+        let patience = Patience::new();
         for range in self.taken.iter() {
-            let mut done = 0;
-            while done < range.len() {
-                let (addr, offset) = (self.place_of(range.start()) + done, (range.start() + done) as u64);
-                match memory::write_from(self.object.own(), addr, range.len() - done, offset) {
-                    Ok(count) if count > 0 => done += count,
+            let mut at = range.start();
+            // All at once, and from a failure on page by page: one that cannot be written is no reason to lose the others.
+            let mut most = range.len();
+            while at < range.end() {
+                let len = most.min(range.end() - at);
+                match memory::write_from(self.object.own(), self.place_of(at), len, at as u64) {
+                    Ok(count) if count > 0 => at += count,
                     Err(Errno::INTR) => {}
-                    _ => {
-                        log!(Error, "{range} is lost: there is no memory");
-                        break;
+                    Err(errno) if patience.is_over() => {
+                        let page = Range::new(at, PAGE.min(len)).unwrap_or(*range);
+                        log!(Error, "{page} is lost: {errno}", errno = Said(errno));
+                        at = page.end();
                     }
+                    _ => most = PAGE,
                 }
             }
         }
+    }
+}
+
+/// How long to go on for what is lost if it fails. Nothing tells when there is memory.
+struct Patience {
+    since: Duration,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { since: thread::time() }
+    }
+
+    fn is_over(&self) -> bool {
+        const LONGEST: Duration = Duration::from_secs(1);
+        thread::time().saturating_sub(self.since) >= LONGEST
     }
 }
 
