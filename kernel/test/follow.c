@@ -280,8 +280,7 @@ TEST(hugetlb_memory)
 	EQUAL(actor_get(&target, a + 3 * PAGE), 1);
 	for (unsigned long i = 0; i < 2 * HUGE; i += PAGE)
 		store(m + i, i);
-	for (unsigned long i = 0; i < 2 * HUGE; i += PAGE)
-		EQUAL(actor_get(&target, a + i), i);
+	actor_expect(&target, a, 2 * HUGE, 0, PAGE);
 	EQUAL(load(mirror(access, a + 5 * PAGE, PAGE)), 5 * PAGE);
 	actor_fork(&target, &child);
 	EQUAL(load(m + PAGE), PAGE);
@@ -474,8 +473,7 @@ TEST(huge_pages)
 	actor_map(&target, a, 4 * HUGE, PROT_READ | PROT_WRITE,
 		  MAP_PRIVATE | MAP_FIXED);
 	CHECK(!actor_sys(&target, SYS_madvise, a, 4 * HUGE, MADV_HUGEPAGE));
-	for (unsigned long i = 0; i < 4 * HUGE; i += PAGE)
-		actor_put(&target, a + i, i);
+	actor_fill(&target, a, 4 * HUGE, 0, PAGE);
 	access = access_whole(target.pid, RW);
 
 	/* Congruent, and off by a page. */
@@ -566,8 +564,7 @@ TEST(faults_come_in_batches)
 	actor_start(&target);
 	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 	actor_sys(&target, SYS_madvise, a, size, MADV_NOHUGEPAGE);
-	for (unsigned long i = 0; i < size; i += PAGE)
-		actor_put(&target, a + i, i);
+	actor_fill(&target, a, size, 0, PAGE);
 	m = mirror(access_whole(target.pid, RW), a, size);
 	CHECK(!getrusage(RUSAGE_SELF, &before));
 	for (unsigned long i = 0; i < size; i += PAGE)

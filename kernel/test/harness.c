@@ -109,7 +109,7 @@ void store(volatile void *address, uint64_t value)
 
 /* ---- actors ---- */
 
-enum { CALL, LOAD, STORE, FORK, SEND_FD, RECEIVE_FD };
+enum { CALL, LOAD, STORE, FILL, EXPECT, FORK, SEND_FD, RECEIVE_FD };
 
 struct request {
 	int what;
@@ -162,6 +162,30 @@ static int receive_fd(int socket)
 	return fd;
 }
 
+/* Stops at the first page that fails, and says which. */
+static struct answer each_page(const struct request *request)
+{
+	unsigned long address = request->args[0];
+	struct answer answer = { 0, 0 };
+	uint64_t value = request->args[2], found;
+
+	for (; answer.value < request->args[1]; answer.value += PAGE) {
+		volatile void *at = (void *)(address + answer.value);
+
+		if (request->what == FILL) {
+			answer.error = try_store(at, value);
+		} else {
+			answer.error = try_load(at, &found);
+			if (!answer.error && found != value)
+				answer.error = -1;
+		}
+		if (answer.error)
+			break;
+		value += request->args[3];
+	}
+	return answer;
+}
+
 __attribute__((noreturn)) static void act(int socket)
 {
 	struct request request;
@@ -190,6 +214,10 @@ __attribute__((noreturn)) static void act(int socket)
 		case STORE:
 			answer.error = try_store((void *)request.args[0],
 						 request.args[1]);
+			break;
+		case FILL:
+		case EXPECT:
+			answer = each_page(&request);
 			break;
 		case FORK:
 			CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair));
@@ -298,6 +326,37 @@ void actor_put(struct actor *actor, unsigned long address, uint64_t value)
 	if (signal)
 		fail(__FILE__, __LINE__, "target's store to %#lx: signal %d",
 		     address, signal);
+}
+
+static void actor_each(struct actor *actor, const char *verb,
+		       struct request request)
+{
+	struct answer answer;
+
+	actor_ask(actor, &request);
+	answer = actor_answer(actor);
+	if (answer.error < 0)
+		fail(__FILE__, __LINE__, "target has another value at %#lx",
+		     request.args[0] + answer.value);
+	if (answer.error)
+		fail(__FILE__, __LINE__, "target's %s %#lx: signal %d", verb,
+		     request.args[0] + answer.value, answer.error);
+}
+
+void actor_fill(struct actor *actor, unsigned long address, size_t length,
+		uint64_t value, uint64_t step)
+{
+	actor_each(actor, "store to",
+		   (struct request){ .what = FILL,
+				     .args = { address, length, value, step } });
+}
+
+void actor_expect(struct actor *actor, unsigned long address, size_t length,
+		  uint64_t value, uint64_t step)
+{
+	actor_each(actor, "load from",
+		   (struct request){ .what = EXPECT,
+				     .args = { address, length, value, step } });
 }
 
 void actor_fork(struct actor *actor, struct actor *child)

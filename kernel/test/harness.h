@@ -92,6 +92,11 @@ int actor_load(struct actor *actor, unsigned long address, uint64_t *value);
 int actor_store(struct actor *actor, unsigned long address, uint64_t value);
 uint64_t actor_get(struct actor *actor, unsigned long address);
 void actor_put(struct actor *actor, unsigned long address, uint64_t value);
+/* A word of each page: @value in the first, @step more in each that follows. */
+void actor_fill(struct actor *actor, unsigned long address, size_t length,
+		uint64_t value, uint64_t step);
+void actor_expect(struct actor *actor, unsigned long address, size_t length,
+		  uint64_t value, uint64_t step);
 /* Has it fork a child, which is an actor too. */
 void actor_fork(struct actor *actor, struct actor *child);
 /* Brings over a descriptor that it has. */

@@ -297,8 +297,7 @@ TEST(nothing_is_counted)
 
 	actor_start(&target);
 	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
-	for (unsigned long i = 0; i < size; i += PAGE)
-		actor_put(&target, a + i, 1);
+	actor_fill(&target, a, size, 1, 0);
 	before = status_kb("VmRSS:");
 	m = mirror(access_whole(target.pid, RW), a, size);
 	for (unsigned long i = 0; i < size; i += PAGE)
@@ -354,8 +353,7 @@ TEST(a_million_pages)
 
 	actor_start(&target);
 	a = actor_map(&target, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE);
-	for (unsigned long i = 0; i < size; i += PAGE)
-		actor_put(&target, a + i, i);
+	actor_fill(&target, a, size, 0, PAGE);
 	access = access_whole(target.pid, RW);
 	before = mappings();
 	for (int i = 0; i < MIRRORS; i++) {
@@ -413,6 +411,5 @@ TEST(threads_fault_together)
 	}
 	for (int t = 0; t < 4; t++)
 		pthread_join(threads[t], NULL);
-	for (unsigned long i = 0; i < 4 * HUGE / PAGE - 1; i++)
-		EQUAL(actor_get(&target, a + i * PAGE), 4);
+	actor_expect(&target, a, 4 * HUGE - PAGE, 4, 0);
 }

@@ -147,8 +147,7 @@ TEST(target_runs_out_of_memory)
 		      MAP_PRIVATE);
 	access = access_whole(target.pid, RW);
 	m = mirror(access, a, 4 * HUGE);
-	for (unsigned long i = 0; i < 4 * HUGE; i += PAGE)
-		actor_put(&target, a + i, i);
+	actor_fill(&target, a, 4 * HUGE, 0, PAGE);
 	for (unsigned long i = 0; i < 4 * HUGE; i += PAGE)
 		EQUAL(load(m + i), i);
 	if (!fork()) {

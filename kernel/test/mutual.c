@@ -165,6 +165,72 @@ TEST(faults_beside_churn)
 	CHECK(waitpid(pid, NULL, 0) == pid);
 }
 
+struct words {
+	volatile char *at;
+	unsigned long size;
+	volatile bool *ended;
+};
+
+/* In each huge page, its own word: it may be lost with the page, no more. */
+static void *store_and_load(void *arg)
+{
+	struct words *words = arg;
+
+	for (uint64_t n = 1; !*words->ended; n++)
+		for (unsigned long i = 0; i < words->size; i += HUGE) {
+			uint64_t value;
+
+			store(words->at + i, n);
+			value = load(words->at + i);
+			CHECK(!value || value == n);
+		}
+	return NULL;
+}
+
+/*
+ * One process on both sides, whose threads fault, some with nothing locked but
+ * the mapping, while huge pages go and its lock is wanted for writing.
+ */
+TEST(huge_pages_of_oneself)
+{
+	enum { THREADS = 3 };
+	unsigned long size = 4 * HUGE;
+	char *room = mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *own = (char *)(((unsigned long)room + HUGE - 1) & ~(HUGE - 1));
+	pthread_t threads[THREADS];
+	struct words words[THREADS];
+	volatile bool ended = false;
+	volatile char *m;
+
+	CHECK(room != MAP_FAILED);
+	madvise(own, size, MADV_HUGEPAGE);
+	m = mirror(access_whole(0, RW), (unsigned long)own, size);
+	for (int t = 0; t < THREADS; t++) {
+		words[t] = (struct words){ m + (t + 1) * 64, size, &ended };
+		CHECK(!pthread_create(&threads[t], NULL, store_and_load,
+				      &words[t]));
+	}
+	for (int round = 1; round <= rounds(200); round++) {
+		unsigned long at = round * 7 * PAGE % size;
+		unsigned long start = at & ~(HUGE - 1);
+
+		CHECK(!madvise(own + start, HUGE, MADV_DONTNEED));
+		EQUAL(load(m + at), 0);
+		store(own + at, round);
+		EQUAL(load(m + at), (uint64_t)round);
+		store(m + at, 0);
+		EQUAL(load(own + at), 0);
+	}
+	ended = true;
+	for (int t = 0; t < THREADS; t++)
+		CHECK(!pthread_join(threads[t], NULL));
+	for (unsigned long i = 0; i < size; i += PAGE) {
+		store(own + i, i);
+		EQUAL(load(m + i), i);
+	}
+}
+
 /* Takes pages of a file away all the time, and looks at them again. */
 __attribute__((noreturn)) static void punch(int fd, char *at,
 					    unsigned long size)
@@ -287,8 +353,7 @@ static void swap_out_and_in(int advice)
 	}
 	CHECK(swaps);
 	CHECK(!actor_sys(&target, SYS_madvise, a, size, MADV_PAGEOUT));
-	for (unsigned long i = 0; i < size; i += PAGE)
-		EQUAL(actor_get(&target, a + i), i + 5);
+	actor_expect(&target, a, size, 5, PAGE);
 }
 
 TEST(swap_is_followed)
@@ -322,8 +387,7 @@ TEST(lazily_freed_memory)
 	for (unsigned long i = 0; i < size; i += PAGE)
 		store(m + i, i + 2);
 	CHECK(!actor_sys(&target, SYS_madvise, a, size, MADV_PAGEOUT));
-	for (unsigned long i = 0; i < size; i += PAGE)
-		EQUAL(actor_get(&target, a + i), i + 2);
+	actor_expect(&target, a, size, 2, PAGE);
 }
 
 /* T12: KSM, compaction and khugepaged while both sides write. */
