@@ -61,6 +61,8 @@ pub struct Plan {
     pub call: Call,
     /// Which one of its kind, from 0 on.
     pub nth: usize,
+    /// So many in a row.
+    pub times: usize,
     /// What becomes of it.
     pub action: Action,
 }
@@ -242,7 +244,8 @@ impl Judge {
             }
             let planned = state.plan.as_ref().is_some_and(|plan| plan.call == call);
             state.calls.push(call);
-            let due = planned && !state.happened && state.plan.as_ref().is_some_and(|p| p.nth == state.seen);
+            let (plan, seen) = (state.plan.as_ref(), state.seen);
+            let due = planned && plan.is_some_and(|plan| (plan.nth..plan.nth + plan.times).contains(&seen));
             state.seen += usize::from(planned);
             state.happened |= due;
             state.plan.as_ref().filter(|_| due).map(|plan| plan.action.clone())

@@ -125,6 +125,16 @@ pub(crate) unsafe fn protect(addr: usize, len: usize, prot: ProtFlags) -> SysRes
     unsafe { raw::syscall(libc::SYS_mprotect, [addr, len, prot.bits() as usize, 0, 0, 0]) }.map(drop)
 }
 
+/// Gives the pages of a range of private memory back: it is zero afterwards.
+///
+/// # Safety
+/// Nobody needs what is there.
+pub(crate) unsafe fn discard(addr: usize, len: usize) -> SysResult<()> {
+    let args = [addr, len, libc::MADV_DONTNEED as usize, 0, 0, 0];
+    // SAFETY: the caller's promise.
+    unsafe { raw::syscall(libc::SYS_madvise, args) }.map(drop)
+}
+
 /// Gives the kernel advice that does not change contents.
 pub(crate) fn advise(addr: usize, len: usize, advice: libc::c_int) -> SysResult<()> {
     debug_assert!(matches!(

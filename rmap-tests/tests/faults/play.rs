@@ -12,6 +12,8 @@ const SMALL: usize = 32;
 /// As much as two copy at once; without huge pages, which would be copied by one.
 const LARGE: usize = 512;
 const FILE: usize = 8;
+/// How often a call fails for a want that lasts.
+const LONG: usize = 20;
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
@@ -26,6 +28,8 @@ pub(crate) enum Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blow {
     Fail(i32),
+    /// It fails, and so do the next of its kind.
+    Starve(i32),
     Kill,
     Stop,
 }
@@ -102,8 +106,9 @@ pub(crate) fn play(side: Side, case: Option<&Case>) -> Outcome {
     let plan = case.map(|Case { call, nth, blow, .. }| Plan {
         call: call.clone(),
         nth: *nth,
+        times: if matches!(blow, Blow::Starve(_)) { LONG } else { 1 },
         action: match blow {
-            Blow::Fail(errno) => Action::Fail(*errno),
+            Blow::Fail(errno) | Blow::Starve(errno) => Action::Fail(*errno),
             Blow::Kill => Action::Kill,
             Blow::Stop => Action::Stop(groups),
         },
@@ -111,7 +116,7 @@ pub(crate) fn play(side: Side, case: Option<&Case>) -> Outcome {
     let supervised = if side == Side::Exporter { &mut exporter } else { &mut importer };
     let supervisor = Arc::new(Supervisor::new(supervised, plan));
     let sibling = case.is_some_and(|case| case.call.caller == rmap_tests::Caller::Sibling);
-    let (kill, fail) = (blow == Some(Blow::Kill), matches!(blow, Some(Blow::Fail(_))));
+    let (kill, fail) = (blow == Some(Blow::Kill), matches!(blow, Some(Blow::Fail(_) | Blow::Starve(_))));
     let fate = Fate {
         supervisor: Arc::clone(&supervisor),
         log: log.clone(),
@@ -119,6 +124,7 @@ pub(crate) fn play(side: Side, case: Option<&Case>) -> Outcome {
         fails: fail || (kill && sibling),
         kills: kill && !sibling,
         stops: blow == Some(Blow::Stop),
+        looks: if matches!(blow, Some(Blow::Starve(_))) { LONG } else { 1 },
     };
     let (exporter, importer) = (Player::new(exporter, &fate), Player::new(importer, &fate));
     let mut play = Play { stage: &stage, side, fate, exporter, importer, small: 0, large: 0 };
@@ -243,7 +249,7 @@ impl Play<'_> {
     /// What failed is in the log.
     fn explain(&self, case: Option<&Case>) {
         let errno = match case.map(|case| case.blow) {
-            Some(Blow::Fail(errno)) => errno,
+            Some(Blow::Fail(errno) | Blow::Starve(errno)) => errno,
             // Of a sibling that was killed.
             _ => libc::EAGAIN,
         };

@@ -20,6 +20,8 @@ pub(crate) struct Fate {
     pub(crate) kills: bool,
     /// All may stop for a while.
     pub(crate) stops: bool,
+    /// How often to look again at what should be there.
+    pub(crate) looks: usize,
 }
 
 impl Fate {
@@ -139,12 +141,14 @@ impl Player {
             return self.fate.wrong(&difference(&seen, wanted));
         }
         self.note(Failure { call: None, what: difference(&seen, wanted) })?;
-        let again = self.look(address, wanted.len())?;
-        if again == wanted {
-            Ok(())
-        } else {
-            self.fate.wrong(&format!("again: {}", difference(&again, wanted)))
+        let mut again = seen;
+        for _ in 0..self.fate.looks {
+            again = self.look(address, wanted.len())?;
+            if again == wanted {
+                return Ok(());
+            }
         }
+        self.fate.wrong(&format!("again: {}", difference(&again, wanted)))
     }
 
     /// Looks at what was in a file that the exporter does not map any more. Where an importer has been stopped meanwhile, it may show it for a

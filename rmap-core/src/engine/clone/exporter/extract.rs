@@ -120,43 +120,46 @@ impl<'a> Extract<'a> {
         if held { pipes.release(block.len(), place, whole) } else { Ok(()) }
     }
 
-    /// Gives the object its pages back: the staging area must be readable. Their memory was just freed, so a failure is passing.
+    /// Gives the object its pages back: the staging area must be readable, and has them no more afterwards. Their memory was just freed, so want of it is
+    /// passing, and waited out: all threads that could miss them stand still.
     pub(crate) fn put_back(&self) {
-        let patience = Patience::new();
+        /// Nothing tells when there is memory.
+        const PAUSE: Duration = Duration::from_millis(1);
+        const MANY: u32 = 1000;
+        let mut failures = 0;
         for range in self.taken.iter() {
             let mut at = range.start();
-            // All at once, and from a failure on page by page: one that cannot be written is no reason to lose the others.
-            let mut most = range.len();
             while at < range.end() {
-                let len = most.min(range.end() - at);
-                match memory::write_from(self.object.own(), self.place_of(at), len, at as u64) {
-                    Ok(count) if count > 0 => at += count,
-                    Err(Errno::INTR) => {}
-                    Err(errno) if patience.is_over() => {
-                        let page = Range::new(at, PAGE.min(len)).unwrap_or(*range);
-                        log!(Error, "{page} is lost: {errno}", errno = Said(errno));
-                        at = page.end();
+                // All at once; and from a failure on page by page, each of which makes room for the next.
+                let len = if failures == 0 { range.end() - at } else { PAGE.min(range.end() - at) };
+                let from = self.place_of(at);
+                let errno = match memory::write_from(self.object.own(), from, len, at as u64) {
+                    Ok(count) if count > 0 => {
+                        at += count;
+                        if failures > 0 && count == PAGE {
+                            // SAFETY: in the staging area, and written.
+                            let _ = unsafe { memory::discard(from, PAGE) };
+                        }
+                        continue;
                     }
-                    _ => most = PAGE,
+                    Ok(_) => Errno::IO,
+                    Err(Errno::INTR) => continue,
+                    Err(errno) => errno,
+                };
+                failures += 1;
+                if matches!(errno, Errno::NOMEM | Errno::NOSPC | Errno::AGAIN) {
+                    if failures % MANY == 0 {
+                        log!(Error, "{range} waits for memory: {errno}", errno = Said(errno));
+                    }
+                    if failures > 1 {
+                        thread::pause(PAUSE);
+                    }
+                } else {
+                    log!(Error, "a page of {range} is lost: {errno}", errno = Said(errno));
+                    at += len.min(PAGE);
                 }
             }
         }
-    }
-}
-
-/// How long to go on for what is lost if it fails. Nothing tells when there is memory.
-struct Patience {
-    since: Duration,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self { since: thread::time() }
-    }
-
-    fn is_over(&self) -> bool {
-        const LONGEST: Duration = Duration::from_secs(1);
-        thread::time().saturating_sub(self.since) >= LONGEST
     }
 }
 
