@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$ROOT"
 
 # What is said about all engines. The others are about how the clone engine works.
-conformance=(basic engines pinnable rights follow kinds matrix threads oracle death)
+conformance=(basic engines seen pinnable rights follow kinds matrix threads oracle death)
 version=6.1
 if [ $# -gt 0 ] && [ "$1" != -- ]; then
     version=$1

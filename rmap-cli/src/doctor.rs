@@ -93,6 +93,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let mut sheets: Vec<Sheet> =
         said.counting.iter().filter_map(|counting| counting.read(ROWS).ok()).collect();
     sheets.sort_by_key(|sheet| (sheet.started, sheet.pid));
+    let all = sheets.clone();
+    sheets.iter_mut().for_each(|sheet| sheet.add_importers(&all));
     let job = Job { status, took: start.elapsed(), said, sheets };
     let report = if options.json { as_json(&job)? } else { as_text(&job, options) };
     match &options.output {
@@ -108,7 +110,7 @@ fn exit_code(job: &Job) -> ExitCode {
         (Some(code), _) => code as u8,
         (None, signal) => 128 + signal.unwrap_or(0) as u8,
     };
-    let unused = !verdict::shared(&job.sheets) && verdict::uncounted(job).is_none();
+    let unused = !verdict::shared(&job.sheets);
     ExitCode::from(if status == 0 && unused { UNUSED } else { status })
 }
 
@@ -189,7 +191,7 @@ fn as_text(job: &Job, options: &Options) -> String {
         }
         lines += &format!("\n{}", table.lines(2));
     }
-    if !verdict::shared(&job.sheets) && verdict::uncounted(job).is_none() {
+    if !verdict::shared(&job.sheets) {
         lines += "\n";
         for hint in hints::of(job, &options.command) {
             lines += &format!("- {hint}\n");

@@ -64,7 +64,7 @@ pub(crate) fn silence(silence: Silence) -> &'static str {
         Silence::Stopped => "it is stopped",
         Silence::Late => "it does not answer",
         Silence::Uncounted => {
-            "the kernel shares its memory (engine mirror), and nobody else can read what it counts"
+            "the kernel shares its memory (engine mirror), and what it counts cannot be read from here"
         }
         _ => "it has another version of the library",
     }
@@ -76,18 +76,23 @@ fn segment_row(segment: &Segment) -> Vec<String> {
         format!("{:#x}", segment.id),
         format!("{:#x}-{:#x}", segment.range.start(), segment.range.end()),
         format!("mode {:04o}", segment.mode),
-        text::count(segment.permits, "permit"),
+        segment.permits.map_or_else(String::new, |permits| text::count(permits, "permit")),
     ]
 }
 
 fn peer_row(kind: &str, peer: &Peer) -> Vec<String> {
     let state = if peer.connected { text::count(peer.permits, "permit") } else { "gone".into() };
+    let asked = if peer.touches > 0 {
+        format!("{} by asking {}", text::bytes(peer.bytes), text::times(peer.touches))
+    } else {
+        String::new()
+    };
     vec![
         kind.into(),
         if peer.pid == 0 { "elsewhere".into() } else { format!("process {}", peer.pid) },
         format!("user {}", peer.uid),
         state,
-        format!("{} by asking {}", text::bytes(peer.bytes), text::times(peer.touches)),
+        asked,
     ]
 }
 

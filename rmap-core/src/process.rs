@@ -5,10 +5,11 @@
 //! process; the service thread never takes it.
 
 use crate::config::Config;
+use crate::counters::alone::Alone;
 use crate::counters::{self, Cell, Counters, sheet};
 use crate::detector;
 use crate::engine::clone::{self, CloneEngine};
-use crate::engine::driver::Driver;
+use crate::engine::driver::{self, Driver};
 use crate::engine::mirror::{self, MirrorEngine};
 use crate::engine::{Access, Engine, Kind, Opened, rendezvous};
 use crate::error::{Error, Result, failed};
@@ -46,10 +47,12 @@ struct Tables {
     /// What the probes said, by engine, if they could say.
     usable: [Option<Result<()>>; 3],
     permits: Option<HashMap<Id, Held>>,
+    /// Of engines that have no service thread.
+    alone: Option<Alone>,
 }
 
 static TABLES: Mutex<Tables> =
-    Mutex::new(Tables { config: None, chosen: None, usable: [None; 3], permits: None });
+    Mutex::new(Tables { config: None, chosen: None, usable: [None; 3], permits: None, alone: None });
 
 /// An engine, once it runs. What is at home in it is found without the lock.
 type Running = AtomicPtr<&'static dyn Engine>;
@@ -232,9 +235,7 @@ impl Tables {
             }
         };
         engine.store(Box::leak(Box::new(started)), Ordering::Release);
-        if kind == Kind::Clone {
-            report::started();
-        }
+        report::started();
         follow_forks();
         Ok(Server::Engine(started))
     }
@@ -246,6 +247,7 @@ impl Tables {
         let driver: &'static mut Driver = Box::leak(Box::new(Driver::open()?));
         DRIVER.store(driver, Ordering::Release);
         sheet::start_alone();
+        report::started();
         follow_forks();
         Ok(driver)
     }
@@ -255,10 +257,18 @@ impl Tables {
     }
 }
 
-/// Counts a call that has worked, where no service thread does.
-fn counted<T>(kind: Kind, cell: Cell, result: Result<T>) -> Result<T> {
-    if kind != Kind::Clone && result.is_ok() {
+/// Counts a call that has worked, and notes what has come of it, where no service thread does.
+fn counted<T: Copy>(
+    kind: Kind,
+    cell: Cell,
+    result: Result<T>,
+    note: impl FnOnce(&mut Alone, T),
+) -> Result<T> {
+    if kind != Kind::Clone
+        && let Ok(value) = result
+    {
         counters::count_anywhere(cell);
+        note(tables().alone.get_or_insert_default(), value);
     }
     result
 }
@@ -280,18 +290,14 @@ pub fn note_refusal(call: &str, why: &'static str) {
 /// What this process has counted, and how it is now.
 ///
 /// Nothing is started for it: all is 0 in a process that has made no segment and asked for no permit, and in a forked child that has
-/// done neither since. Where it is not the clone engine that serves, only calls are counted: segments, permits, attachments (as such that
-/// were asked for) and failures.
+/// done neither since. Where it is not the clone engine that serves, calls are counted (attachments as such that were asked for), and
+/// segments, permits, and what is attached; the kernel does the rest, and nobody counts it.
 #[must_use]
 pub fn counters() -> Counters {
     if let Some(engine) = running(&CLONE) {
         engine.survey();
-        return sheet::counters();
     }
-    let mut counters = sheet::counters();
-    counters.segments = counters.segments_made.saturating_sub(counters.segments_removed);
-    counters.permits_held = counters.permits_got.saturating_sub(counters.permits_released);
-    counters
+    sheet::counters()
 }
 
 /// An engine, and whether it can serve this process.
@@ -349,7 +355,12 @@ fn make_segment(vaddr: usize, size: usize, permit_type: i32, permit_value: usize
         Server::Engine(engine) => make_with(engine, vaddr, size, permit_type, permit_value),
         Server::Driver(driver) => {
             let made = driver.make(vaddr, size, permit_type, permit_value);
-            counted(Kind::Driver, Cell::SegmentsMade, made)
+            counted(Kind::Driver, Cell::SegmentsMade, made, |alone, id| {
+                let most = memory::task_size().saturating_sub(vaddr);
+                if let Some(range) = Range::new(vaddr, size.min(most)) {
+                    alone.made(id, range, permit_value as u32);
+                }
+            })
         }
     }
 }
@@ -397,9 +408,11 @@ fn make_with(
         size = end_of_addresses.saturating_sub(vaddr);
     }
     let range = Range::new(vaddr, size).ok_or(Error::Invalid("not a range of whole pages"))?;
-    let offered = engine.offer(range, permit_value as u32);
-    let counter = counted(engine.endpoint().kind(), Cell::SegmentsMade, offered)?;
-    Id::new(engine.endpoint(), counter).ok_or(Error::OutOfIds)
+    let mode = permit_value as u32;
+    let made = engine.offer(range, mode);
+    let made = made.and_then(|counter| Id::new(engine.endpoint(), counter).ok_or(Error::OutOfIds));
+    let note = |alone: &mut Alone, id| alone.made(id, range, mode);
+    counted(engine.endpoint().kind(), Cell::SegmentsMade, made, note)
 }
 
 /// Ends a segment of this process (spec: `xpmem_remove`). When this returns, attachments of it show nothing.
@@ -413,10 +426,11 @@ pub fn remove(segid: i64) -> Result<()> {
 fn remove_segment(segid: i64) -> Result<()> {
     ready()?;
     let id = Id::from_raw(segid).ok_or(Error::Invalid("not a segment id"))?;
-    match server_of_own(id)? {
-        Server::Engine(engine) => counted(id.kind(), Cell::SegmentsRemoved, engine.withdraw(id.counter())),
-        Server::Driver(driver) => counted(id.kind(), Cell::SegmentsRemoved, driver.remove(id)),
-    }
+    let removed = match server_of_own(id)? {
+        Server::Engine(engine) => engine.withdraw(id.counter()),
+        Server::Driver(driver) => driver.remove(id),
+    };
+    counted(id.kind(), Cell::SegmentsRemoved, removed, |alone, ()| alone.removed(id))
 }
 
 /// Gets a permit for a segment (spec: `xpmem_get`). `flags` is 0 or 1 to read, 2 to read and write; the permit value of the
@@ -447,16 +461,19 @@ fn get_permit(segid: i64, flags: i32, permit_type: i32) -> Result<Id> {
     let engine = match server_of_segment(segment)? {
         Server::Engine(engine) => engine,
         Server::Driver(driver) => {
-            return counted(Kind::Driver, Cell::PermitsGot, driver.get(segment, flags, permit_type));
+            let got = driver.get(segment, flags, permit_type);
+            return counted(Kind::Driver, Cell::PermitsGot, got, |alone, id| {
+                alone.got(id, driver::maker(segment));
+            });
         }
     };
-    let opened = counted(segment.kind(), Cell::PermitsGot, engine.open(segment, access))?;
+    let opened = engine.open(segment, access)?;
     let Some(id) = Id::new(engine.endpoint(), opened.grant) else {
         engine.close(opened.grant);
         return Err(Error::OutOfIds);
     };
     tables().permits().insert(id, Held { opened, segment });
-    Ok(id)
+    counted(segment.kind(), Cell::PermitsGot, Ok(id), |alone, id| alone.got(id, opened.exporter))
 }
 
 /// Gives a permit back, and detaches what was attached with it (spec: `xpmem_release`).
@@ -472,11 +489,14 @@ fn release_permit(apid: i64) -> Result<()> {
     let id = Id::from_raw(apid).ok_or(Error::Invalid("not a permit id"))?;
     let engine = match server_of_own(id)? {
         Server::Engine(engine) => engine,
-        Server::Driver(driver) => return counted(id.kind(), Cell::PermitsReleased, driver.release(id)),
+        Server::Driver(driver) => {
+            let released = driver.release(id);
+            return counted(id.kind(), Cell::PermitsReleased, released, |alone, ()| alone.released(id));
+        }
     };
     let held = tables().permits().remove(&id).ok_or(Error::NoSuchId)?;
     engine.close(held.opened.grant);
-    counted(id.kind(), Cell::PermitsReleased, Ok(()))
+    counted(id.kind(), Cell::PermitsReleased, Ok(()), |alone, ()| alone.released(id))
 }
 
 /// What [`attach`] without an address gives if that memory was attached before: without a lock, a message or a system call. `None` is
@@ -520,12 +540,19 @@ fn map_segment(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usiz
     if !vaddr.is_multiple_of(PAGE) || !offset.cast_unsigned().is_multiple_of(PAGE as u64) {
         return Err(Error::Invalid("address and offset must be multiples of the page size"));
     }
+    let note = |alone: &mut Alone, base: usize| {
+        let len = size.checked_next_multiple_of(PAGE).unwrap_or(0);
+        if let Some(here) = Range::new(base, len) {
+            alone.attached(id, here);
+        }
+    };
     let engine = match server_of_own(id)? {
         Server::Engine(engine) => engine,
-        // SAFETY: the caller's promise.
-        Server::Driver(driver) => unsafe {
-            return counted(id.kind(), Cell::AttachMisses, driver.attach(id, offset, size, vaddr));
-        },
+        Server::Driver(driver) => {
+            // SAFETY: the caller's promise.
+            let attached = unsafe { driver.attach(id, offset, size, vaddr) };
+            return counted(id.kind(), Cell::AttachMisses, attached, note);
+        }
     };
     if let Some(base) = (vaddr == 0).then(|| attach_known(apid, offset, size)).flatten() {
         return Ok(base);
@@ -550,7 +577,7 @@ fn map_segment(apid: i64, offset: i64, size: usize, vaddr: usize) -> Result<usiz
             return Err(Error::RangeTaken(target));
         }
     }
-    counted(id.kind(), Cell::AttachMisses, engine.map(grant, remote, place))
+    counted(id.kind(), Cell::AttachMisses, engine.map(grant, remote, place), note)
 }
 
 /// Removes the attachment that covers `vaddr` (spec: `xpmem_detach`). An address where nothing is mapped is no error.
@@ -569,15 +596,16 @@ pub unsafe fn detach(vaddr: usize) -> Result<()> {
 fn unmap_segment(vaddr: usize) -> Result<()> {
     // No engine is started for this: what it maps could be at the very address that is asked for.
     ready()?;
+    let note = |alone: &mut Alone, ()| alone.detached(vaddr);
     for engine in [&CLONE, &MIRROR].into_iter().filter_map(running) {
         if engine.unmap_known(vaddr) || engine.unmap(vaddr)? {
-            return counted(engine.endpoint().kind(), Cell::DetachMisses, Ok(()));
+            return counted(engine.endpoint().kind(), Cell::DetachMisses, Ok(()), note);
         }
     }
     if let Some(driver) = open_driver() {
         // SAFETY: the caller's promise.
         let detached = unsafe { driver.detach(vaddr) };
-        return counted(Kind::Driver, Cell::DetachMisses, detached);
+        return counted(Kind::Driver, Cell::DetachMisses, detached, note);
     }
     let maps = Maps::new().map_err(failed("open of /proc/thread-self/maps"))?;
     // The library's own memory may have come to where an attachment was.
@@ -641,4 +669,5 @@ extern "C" fn after_fork_in_child() {
     if let Some(permits) = &mut tables.permits {
         permits.clear();
     }
+    tables.alone = None;
 }

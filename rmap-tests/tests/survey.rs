@@ -50,7 +50,7 @@ fn both_sides_are_seen() {
     assert_eq!(seen.pid, exporter.pid().cast_unsigned());
     assert_eq!(seen.name, "rmap-test-actor");
     let [segment] = seen.segments[..] else { panic!("{:?}", seen.segments) };
-    assert_eq!((segment.id, segment.mode, segment.permits), (segid, 0o600, 1));
+    assert_eq!((segment.id, segment.mode, segment.permits), (segid, 0o600, Some(1)));
     assert_eq!(segment.range.start(), 0);
     let [peer] = seen.importers[..] else { panic!("{:?}", seen.importers) };
     assert_eq!((peer.pid, peer.connected, peer.permits), (importer.pid().cast_unsigned(), true, 1));

@@ -9,11 +9,6 @@ pub(super) fn shared(sheets: &[Sheet]) -> bool {
     sheets.iter().any(|sheet| sheet.counters.permits_got > 0)
 }
 
-/// Engines of the job's processes that do not count.
-pub(super) fn uncounted(job: &Job) -> Option<&str> {
-    job.said.served.iter().map(String::as_str).find(|engine| *engine != "clone")
-}
-
 /// Calls of a process that failed, by kind.
 fn errors_by_kind(sheet: &Sheet) -> [(u64, &'static str); 6] {
     let now = &sheet.counters;
@@ -42,10 +37,6 @@ pub(super) fn of(job: &Job) -> Vec<String> {
     }
     if called == 0 && job.sheets.is_empty() {
         lines.push("the library was NOT USED: no process of the job has called it".into());
-    } else if let Some(engine) = uncounted(job).filter(|_| !shared(&job.sheets)) {
-        lines.push(format!(
-            "the library was called, and serves by the engine {engine}, of which nobody else can read the counters: RMAP_ENGINE=clone has them"
-        ));
     } else if job.sheets.is_empty() && job.said.not_served.is_empty() {
         lines.push("the library was NOT USED: it was called, but no process has shared memory".into());
     } else if !job.sheets.is_empty() && !shared(&job.sheets) {
@@ -69,12 +60,16 @@ fn used(job: &Job) -> String {
     let all = hits + sum(job, |sheet| sheet.counters.attach_misses);
     let learned = sum(job, |sheet| sheet.exporters.iter().map(|peer| peer.bytes).sum());
     let processes = job.sheets.iter().filter(|sheet| !super::partners(sheet).is_empty()).count();
-    format!(
-        "the library was USED: {processes} processes attached {}, {} of them to memory that was mapped already; {} were reached",
-        text::times(all),
-        percent(hits, all),
-        text::bytes(learned),
-    )
+    let used = format!("the library was USED: {processes} processes attached {}", text::times(all));
+    let by_kernel = job.said.served.iter().find(|engine| *engine != "clone");
+    match by_kernel.filter(|_| learned == 0) {
+        Some(engine) => format!("{used}; the kernel showed them the memory (engine {engine})"),
+        None => format!(
+            "{used}, {} of them to memory that was mapped already; {} were reached",
+            percent(hits, all),
+            text::bytes(learned)
+        ),
+    }
 }
 
 fn percent(part: u64, all: u64) -> String {
@@ -95,7 +90,9 @@ fn findings(job: &Job) -> Vec<String> {
     }
     let hits = sum(job, |sheet| sheet.counters.attach_hits);
     let misses = sum(job, |sheet| sheet.counters.attach_misses);
-    if misses > 1000 && misses > hits / 10 {
+    // Where the kernel serves, each attachment is a call.
+    let by_library = job.said.served.iter().all(|engine| engine == "clone");
+    if by_library && misses > 1000 && misses > hits / 10 {
         lines.push(format!(
             "{} attachments were not found mapped: buffers are far apart, RMAP_WINDOW_LIMIT is low, or ulimit -v is set",
             misses
@@ -157,7 +154,7 @@ mod tests {
         let cases = [
             (job(&[], &[]), "no process of the job has called it"),
             (job(&["clone"], &[]), "it was called, but no process has shared memory"),
-            (job(&["mirror"], &[]), "the engine mirror, of which nobody else can read the counters"),
+            (job(&["mirror"], &[]), "it was called, but no process has shared memory"),
             (
                 job(&[], &["no kernel"]),
                 "1 process called the library and cannot be served. Process 7: no kernel",

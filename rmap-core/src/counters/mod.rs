@@ -2,6 +2,7 @@
 //!
 //! The numbers are in a file in memory of their own, which outlives the process for as long as somebody has its descriptor.
 
+pub(crate) mod alone;
 pub(crate) mod rows;
 pub(crate) mod sheet;
 mod view;

@@ -1,7 +1,7 @@
 //! Rows of segments, importers and exporters in the file with the numbers, which grow.
 
 use super::sheet::{
-    EXPORTERS_AT, IMPORTERS_AT, ROW, ROW_BYTES, SEGMENTS_AT, SIZE, file, head, peer, segment, set_head,
+    ALONE, EXPORTERS_AT, IMPORTERS_AT, ROW, ROW_BYTES, SEGMENTS_AT, file, head, peer, segment, set_head,
 };
 use crate::own::OwnVec;
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
@@ -88,7 +88,7 @@ pub(crate) type Row = Option<usize>;
 
 impl SegmentRows {
     pub(crate) fn new() -> Self {
-        Self { rows: Rows::new(SEGMENTS_AT, IMPORTERS_AT, head::SEGMENT_ROWS), free: OwnVec::new() }
+        Self { rows: Rows::new(SEGMENTS_AT, SEGMENTS_AT + ALONE, head::SEGMENT_ROWS), free: OwnVec::new() }
     }
 
     /// Notes a segment.
@@ -103,7 +103,7 @@ impl SegmentRows {
             (segment::END, end as u64),
             (segment::MODE, u64::from(mode)),
             (segment::PERMITS, 0),
-            (segment::USED, 1),
+            (segment::USED, segment::COUNTED),
         ];
         for (column, value) in values {
             self.rows.set(row, column, value);
@@ -152,7 +152,10 @@ impl PeerRows {
 
     /// For processes of which this one has permits.
     pub(crate) fn of_exporters() -> Self {
-        Self { rows: Rows::new(EXPORTERS_AT, SIZE, head::EXPORTER_ROWS), former: OwnVec::new() }
+        Self {
+            rows: Rows::new(EXPORTERS_AT, EXPORTERS_AT + ALONE, head::EXPORTER_ROWS),
+            former: OwnVec::new(),
+        }
     }
 
     /// Notes a process. One that was here before goes on with what it had.

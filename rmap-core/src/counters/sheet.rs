@@ -1,7 +1,7 @@
 //! The file with the numbers, as the process writes it that they are about.
 //!
-//! It is a file in memory of its own, not a part of the library's other memory, so that its descriptor can be given away, for reading. One thread writes
-//! all of it but for the lines of the application's threads and the counts of failed calls. What is written here is never read to decide anything.
+//! It is a file in memory of its own, not a part of the library's other memory, so that its descriptor can be given away, for reading. The service thread writes
+//! all of it but for the lines of the application's threads, the counts of failed calls, and what engines without one count. What is written here is never read to decide anything.
 //!
 //! ```text
 //! 0        a head of words: what this is, and about whom; then the counters
@@ -10,15 +10,19 @@
 //! 2 GiB    a row for each process that has had permits of this one
 //! 3 GiB    a row for each process of which this one has had permits
 //! ```
+//!
+//! Engines without a service thread ([`alone`](super::alone)) have the upper halves of the places for rows, and words of the head for themselves: in a process
+//! with engines of both kinds both write.
 
 use super::{Cell, LENGTHS, STALL_LENGTHS};
 use crate::error::{Error, Result};
-use crate::sys::fd::Kept;
+use crate::sys::fd::{self, Kept};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::{Errno, SysResult, procfs, thread};
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+const NAME: &core::ffi::CStr = c"rmap-counters";
 /// The name in `/proc/PID/maps`.
 pub(crate) const MAPS_PATH: &[u8] = b"/memfd:rmap-counters (deleted)";
 
@@ -35,6 +39,14 @@ pub(super) mod head {
     pub(in super::super) const IMPORTER_ROWS: usize = 9;
     pub(in super::super) const EXPORTER_ROWS: usize = 10;
     pub(in super::super) const FIRST_CELL: usize = 16;
+    /// From here on for engines without a service thread. Room is left for cells.
+    pub(in super::super) const ALONE_SEGMENT_ROWS: usize = 256;
+    pub(in super::super) const ALONE_EXPORTER_ROWS: usize = 257;
+    pub(in super::super) const ALONE_SEGMENTS: usize = 258;
+    pub(in super::super) const ALONE_PERMITS: usize = 259;
+    pub(in super::super) const ALONE_EXPORTERS: usize = 260;
+    pub(in super::super) const ALONE_WINDOWS: usize = 261;
+    pub(in super::super) const ALONE_WINDOW_BYTES: usize = 262;
 }
 
 /// What the first word is: a name, and the version of what is behind it. Counters may be added without another.
@@ -57,6 +69,8 @@ pub(super) const SEGMENTS_AT: u64 = 1 << 30;
 pub(super) const IMPORTERS_AT: u64 = 2 << 30;
 pub(super) const EXPORTERS_AT: u64 = 3 << 30;
 pub(super) const SIZE: u64 = 4 << 30;
+/// How far into the place for rows those of engines without a service thread begin.
+pub(super) const ALONE: u64 = 512 << 20;
 
 /// Words of a thread's line.
 pub(super) mod line {
@@ -72,6 +86,10 @@ pub(super) mod segment {
     pub(in super::super) const END: usize = 3;
     pub(in super::super) const MODE: usize = 4;
     pub(in super::super) const PERMITS: usize = 5;
+
+    pub(in super::super) const COUNTED: u64 = 1;
+    /// It is not known who has permits.
+    pub(in super::super) const UNCOUNTED: u64 = 2;
 }
 
 /// Words of a row for another process.
@@ -88,14 +106,17 @@ pub(super) mod peer {
     pub(in super::super) const GONE: u64 = 2;
 }
 
-const _: () = assert!((head::FIRST_CELL + CELLS) * 8 <= HEAD);
+const _: () = assert!(head::FIRST_CELL + CELLS <= head::ALONE_SEGMENT_ROWS);
+const _: () = assert!((head::ALONE_WINDOW_BYTES + 1) * 8 <= HEAD);
 
 type Word = AtomicU64;
 
 /// Where the head is mapped in this process; null before it is made.
 static HEAD_AT: AtomicPtr<Word> = AtomicPtr::new(core::ptr::null_mut());
-/// The file, once it is made.
+/// The file, once it is made: the service thread's descriptor.
 static FILE: Kept = Kept::none();
+/// The same file, among the application's descriptors, where an engine without a service thread has made it.
+static OPEN: Kept = Kept::none();
 /// How many threads have asked for a line.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
@@ -178,14 +199,46 @@ impl Lines {
 
 const LEN: usize = HEAD + LINES * ROW_BYTES;
 
-/// Has this process count for itself, where no thread has a table for the file's descriptor. Failing to is not worth failing for.
+/// Makes the file where no thread has a table for its descriptor: it is among the application's, where others of its user find it. Failing to is not
+/// worth failing for: then this process counts for itself.
 pub(crate) fn start_alone() {
-    let rw = ProtFlags::READ | ProtFlags::WRITE;
-    let Ok(at) = memory::map_anonymous(LEN, rw, MapFlags::NORESERVE) else { return };
+    if !HEAD_AT.load(Ordering::Acquire).is_null() {
+        return;
+    }
+    let made = memory::sealed_memfd(NAME, SIZE).and_then(|file| Ok((map(file.as_fd())?, file)));
+    let (at, file) = match made {
+        Ok((at, file)) => (at, Some(file)),
+        Err(_) => {
+            let rw = ProtFlags::READ | ProtFlags::WRITE;
+            let Ok(at) = memory::map_anonymous(LEN, rw, MapFlags::NORESERVE) else { return };
+            (at, None)
+        }
+    };
     let new = core::ptr::with_exposed_provenance_mut(at);
     if HEAD_AT.compare_exchange(core::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         // SAFETY: just mapped, and nobody has seen it.
         let _ = unsafe { memory::unmap(at, LEN) };
+    } else if let Some(file) = file {
+        describe();
+        let _ = OPEN.keep(file);
+    }
+}
+
+fn map(file: BorrowedFd<'_>) -> SysResult<usize> {
+    let rw = ProtFlags::READ | ProtFlags::WRITE;
+    let at = memory::map(LEN, rw, MapFlags::SHARED, file, 0)?;
+    memory::advise(at, LEN, libc::MADV_DONTFORK)?;
+    Ok(at)
+}
+
+/// Writes a row of an engine without a service thread. Without the descriptor, which the application may have closed, there is none.
+pub(super) fn write_row(at: u64, row: &[u64; ROW]) {
+    let mut bytes = [0; ROW_BYTES];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(row) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    if let Some(file) = OPEN.get_if_there() {
+        let _ = rustix::io::pwrite(file, &bytes, at);
     }
 }
 
@@ -201,10 +254,12 @@ fn make() -> SysResult<()> {
     if FILE.file().is_some() {
         return Ok(());
     }
-    let file = memory::sealed_memfd(c"rmap-counters", SIZE)?;
-    let rw = ProtFlags::READ | ProtFlags::WRITE;
-    let at = memory::map(LEN, rw, MapFlags::SHARED, file.as_fd(), 0)?;
-    memory::advise(at, LEN, libc::MADV_DONTFORK)?;
+    // What was made without this thread goes on.
+    if let Ok(file) = OPEN.reopen_of_process() {
+        return FILE.keep(file);
+    }
+    let file = memory::sealed_memfd(NAME, SIZE)?;
+    let at = map(file.as_fd())?;
     FILE.keep(file)?;
     // What was counted alone. That memory stays mapped: somebody may be counting there.
     let counted: [u64; CELLS] = core::array::from_fn(|cell| {
@@ -214,6 +269,12 @@ fn make() -> SysResult<()> {
     for (cell, count) in counted.into_iter().enumerate() {
         set_head(head::FIRST_CELL + cell, count);
     }
+    describe();
+    Ok(())
+}
+
+/// Says whose numbers these are.
+fn describe() {
     let mut name = [0; 16];
     let _ = procfs::read_small(c"/proc/self/comm", &mut name);
     let end = name.iter().position(|byte| *byte == b'\n').unwrap_or(name.len());
@@ -232,7 +293,6 @@ fn make() -> SysResult<()> {
     for (index, value) in about {
         set_head(index, value);
     }
-    Ok(())
 }
 
 pub(super) fn set_head(index: usize, value: u64) {
@@ -253,13 +313,29 @@ pub(super) fn file() -> SysResult<BorrowedFd<'static>> {
 
 /// A descriptor to give away: it can only be read. For any thread.
 pub(crate) fn to_be_read() -> SysResult<OwnedFd> {
-    FILE.reopen_to_read()
+    match OPEN.get_if_there() {
+        Some(file) if FILE.file().is_none() => fd::reopen(file, false),
+        _ => FILE.reopen_to_read(),
+    }
+}
+
+/// The service thread is gone, with its descriptors.
+pub(crate) fn forget_service() {
+    FILE.forget();
+    if OPEN.file().is_none() {
+        HEAD_AT.store(core::ptr::null_mut(), Ordering::Release);
+    }
 }
 
 /// Nothing is counted any more: a forked child has not inherited the mapping, and counts from the start.
 pub(crate) fn forget() {
     HEAD_AT.store(core::ptr::null_mut(), Ordering::Release);
     FILE.forget();
+    if OPEN.get_if_there().is_some() {
+        OPEN.close();
+    } else {
+        OPEN.forget();
+    }
 }
 
 /// What this process has counted.
@@ -272,7 +348,22 @@ pub(crate) fn counters() -> super::Counters {
         attached = attached.wrapping_add(read(HEAD / 8 + line * ROW + line::ATTACHED));
         detached = detached.wrapping_add(read(HEAD / 8 + line * ROW + line::DETACHED));
     }
-    with_lines(|cell| read(head::FIRST_CELL + cell), attached, detached)
+    with_alone(with_lines(|cell| read(head::FIRST_CELL + cell), attached, detached), read)
+}
+
+/// Counters, with how it is now in engines without a service thread.
+pub(super) fn with_alone(mut counters: super::Counters, head: impl Fn(usize) -> u64) -> super::Counters {
+    let more = [
+        (&mut counters.segments, head::ALONE_SEGMENTS),
+        (&mut counters.permits_held, head::ALONE_PERMITS),
+        (&mut counters.exporters, head::ALONE_EXPORTERS),
+        (&mut counters.windows, head::ALONE_WINDOWS),
+        (&mut counters.window_bytes, head::ALONE_WINDOW_BYTES),
+    ];
+    for (number, index) in more {
+        *number = number.wrapping_add(head(index));
+    }
+    counters
 }
 
 /// Counters, with what the lines of the threads say together.

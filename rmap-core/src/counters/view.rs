@@ -2,8 +2,8 @@
 
 use super::Counters;
 use super::sheet::{
-    self, CELLS, EXPORTERS_AT, HEAD, IMPORTERS_AT, LINES, LINES_AT, MAGIC, ROW, ROW_BYTES, SEGMENTS_AT, SIZE,
-    head, line, peer, segment,
+    self, ALONE, CELLS, EXPORTERS_AT, HEAD, IMPORTERS_AT, LINES, LINES_AT, MAGIC, ROW, ROW_BYTES,
+    SEGMENTS_AT, SIZE, head, line, peer, segment,
 };
 use crate::error::{Error, Result, failed};
 use crate::range::Range;
@@ -20,8 +20,8 @@ pub struct Segment {
     pub range: Range,
     /// Its permission bits.
     pub mode: u32,
-    /// Permits that others hold.
-    pub permits: u64,
+    /// Permits that others hold; `None` where the kernel gives them (the engines `mirror` and `driver`), and nobody counts.
+    pub permits: Option<u64>,
 }
 
 /// A process that one shares memory with, or did.
@@ -112,10 +112,14 @@ impl Sheet {
         let known = usize::try_from(words[head::CELLS]).map_or(CELLS, |count| count.min(CELLS));
         let cell = |cell: usize| if cell < known { words[head::FIRST_CELL + cell] } else { 0 };
         let counters = sheet::with_lines(cell, sum(line::ATTACHED), sum(line::DETACHED));
+        let counters = sheet::with_alone(counters, |index| words[index]);
         let name: Vec<u8> = words[head::NAME..head::NAME + 2].iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let segments = read_rows(&file, SEGMENTS_AT, IMPORTERS_AT, words[head::SEGMENT_ROWS], most)?;
-        let importers = read_rows(&file, IMPORTERS_AT, EXPORTERS_AT, words[head::IMPORTER_ROWS], most)?;
-        let exporters = read_rows(&file, EXPORTERS_AT, SIZE, words[head::EXPORTER_ROWS], most)?;
+        let rows = |at, end, count: usize| read_rows(&file, at, end, words[count], most);
+        let mut segments = rows(SEGMENTS_AT, SEGMENTS_AT + ALONE, head::SEGMENT_ROWS)?;
+        segments.extend(rows(SEGMENTS_AT + ALONE, IMPORTERS_AT, head::ALONE_SEGMENT_ROWS)?);
+        let importers = rows(IMPORTERS_AT, EXPORTERS_AT, head::IMPORTER_ROWS)?;
+        let mut exporters = rows(EXPORTERS_AT, EXPORTERS_AT + ALONE, head::EXPORTER_ROWS)?;
+        exporters.extend(rows(EXPORTERS_AT + ALONE, SIZE, head::ALONE_EXPORTER_ROWS)?);
         Ok(Self {
             pid: words[head::PID] as u32,
             uid: words[head::UID] as u32,
@@ -123,10 +127,28 @@ impl Sheet {
             started: Duration::from_nanos(words[head::STARTED]),
             endpoint: format!("{:09x}", words[head::ENDPOINT]),
             counters,
-            segments: segments.iter().filter_map(Segment::from_row).collect(),
+            segments: segments.iter().filter_map(Segment::from_row).take(most).collect(),
             importers: importers.iter().filter_map(Peer::from_row).collect(),
-            exporters: exporters.iter().filter_map(Peer::from_row).collect(),
+            exporters: exporters.iter().filter_map(Peer::from_row).take(most).collect(),
         })
+    }
+}
+
+impl Sheet {
+    /// Adds those of `others` that have, or had, permits of this process where it does not know: where the kernel gives them. Processes are told
+    /// apart by how they number themselves.
+    pub fn add_importers<'a>(&mut self, others: impl IntoIterator<Item = &'a Self>) {
+        for importer in others {
+            if self.importers.iter().any(|peer| peer.pid == importer.pid) {
+                continue;
+            }
+            let of_this = |peer: &&Peer| peer.pid == self.pid && peer.permits_ever > 0;
+            for peer in importer.exporters.iter().filter(of_this) {
+                self.importers.push(Peer { pid: importer.pid, uid: importer.uid, ..*peer });
+                self.counters.importers += u64::from(peer.permits > 0);
+                self.counters.permits_given_now += peer.permits;
+            }
+        }
     }
 }
 
@@ -139,11 +161,12 @@ fn plain(name: &[u8]) -> String {
 impl Segment {
     fn from_row(row: &[u64; ROW]) -> Option<Self> {
         let range = Range::between(row[segment::START] as usize, row[segment::END] as usize)?;
-        (row[segment::USED] == 1).then_some(Self {
+        let used = [segment::COUNTED, segment::UNCOUNTED].contains(&row[segment::USED]);
+        used.then_some(Self {
             id: row[segment::ID].cast_signed(),
             range,
             mode: row[segment::MODE] as u32 & 0o777,
-            permits: row[segment::PERMITS],
+            permits: (row[segment::USED] == segment::COUNTED).then_some(row[segment::PERMITS]),
         })
     }
 }

@@ -1,12 +1,13 @@
 //! The driver engine: XPMEM's own kernel module, or what stands for it, does everything. Calls go through as they are, with the driver's ids.
 
 use crate::abi;
+use crate::counters::alone::Party;
 use crate::error::{self, Error, Result, failed};
 use crate::id::Id;
 use crate::sys::device::{self, xpmem};
 use crate::sys::fd;
 use crate::sys::maps::FileId;
-use crate::sys::{Errno, SysResult};
+use crate::sys::{Errno, SysResult, procfs};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -46,6 +47,12 @@ fn refused(call: &'static str) -> impl Fn(Errno) -> Error {
         Errno::BUSY => Error::OutOfIds,
         errno => failed(call)(errno),
     }
+}
+
+/// Who has made a segment, by the number that the driver puts into its ids, and its user; 0 if that is not seen from here.
+pub(crate) fn maker(segment: Id) -> Party {
+    let pid = segment.to_raw() as u32;
+    (pid, procfs::user_of(pid).unwrap_or(0))
 }
 
 impl Driver {

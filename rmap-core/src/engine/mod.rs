@@ -23,6 +23,7 @@ pub(crate) mod rights;
 pub(crate) mod secret;
 mod siphash;
 
+use crate::counters::alone::Party;
 use crate::error::Result;
 use crate::id::{Endpoint, Id};
 use crate::range::Range;
@@ -76,6 +77,8 @@ pub(crate) struct Opened {
     pub(crate) grant: u32,
     /// The exporter's addresses.
     pub(crate) range: Range,
+    /// Who that is, to be counted where the engine does not itself.
+    pub(crate) exporter: Party,
 }
 
 /// The remote-mapping interface.

@@ -49,6 +49,18 @@ impl Kept {
         (number >= 0).then(|| unsafe { BorrowedFd::borrow_raw(number) })
     }
 
+    /// The same, unless the application has closed it: it is in the application's table.
+    pub(crate) fn get_if_there(&self) -> Option<BorrowedFd<'_>> {
+        self.get().filter(|fd| FileId::of(fd).ok() == self.file())
+    }
+
+    /// A new descriptor of the file, to be written, out of the application's table. For threads that have another.
+    pub(crate) fn reopen_of_process(&self) -> SysResult<OwnedFd> {
+        let file = self.file().ok_or(Errno::BADF)?;
+        let path = PathBuffer::format(format_args!("/proc/self/fd/{}", self.number.load(Ordering::Acquire)));
+        open_as(path.as_c_str(), file, true)
+    }
+
     /// Which file is kept. For any thread.
     pub(crate) fn file(&self) -> Option<FileId> {
         let (device, inode) = (self.device.load(Ordering::Relaxed), self.inode.load(Ordering::Relaxed));

@@ -103,6 +103,12 @@ pub(crate) fn may_look_at(pid: u32) -> bool {
     rustix::fs::readlinkat_raw(rustix::fs::CWD, path.as_c_str(), &mut buffer).is_ok()
 }
 
+/// The effective user of a process, if it is seen from here.
+pub(crate) fn user_of(pid: u32) -> Option<u32> {
+    let path = PathBuffer::format(format_args!("/proc/{pid}"));
+    rustix::fs::stat(path.as_c_str()).ok().map(|stat| stat.st_uid)
+}
+
 /// Whether the process, or thread, of this name in `/proc` has a capability in its own user namespace.
 pub(crate) fn has_capability(who: core::fmt::Arguments<'_>, number: u32) -> bool {
     let mut buffer = [0; 4096];

@@ -23,10 +23,12 @@ mod surveyor;
 mod windows;
 
 pub(crate) use service::{probe, probe_stopping};
-pub use surveyor::{Process, Silence, processes};
+pub(crate) use surveyor::processes;
+pub use surveyor::{Process, Silence};
 
 use super::{Access, Engine, Opened, protocol, rendezvous, rights, secret};
 use crate::config::Config;
+use crate::counters::alone::Party;
 use crate::error::{Error, Result, failed};
 use crate::id::{Endpoint, Id};
 use crate::range::Range;
@@ -111,7 +113,7 @@ impl Engine for CloneEngine {
             answer = answered?;
         }
         match answer {
-            Answer::Granted { grant, range } => Ok(Opened { grant, range }),
+            Answer::Granted { grant, range } => Ok(Opened { grant, range, exporter: Party::default() }),
             _ => Err(unexpected()),
         }
     }

@@ -222,7 +222,7 @@ extern "C" fn main(order: *mut c_void) -> *mut c_void {
     if outcome.is_err() {
         // The table goes with this thread.
         own::forget();
-        sheet::forget();
+        sheet::forget_service();
     }
     // SAFETY: nobody else uses it before this is done.
     unsafe { order.outcome.put(outcome) };

@@ -26,7 +26,7 @@ pub enum Silence {
     Stopped,
     /// It has not answered in time.
     Late,
-    /// The kernel shares its memory (the engine `mirror`), and nobody else can read what it counts.
+    /// The kernel shares its memory (the engine `mirror`), and what it counts cannot be read from here: it is another user's, or has closed the descriptor.
     Uncounted,
     /// What it says is not understood: it has another version of the library, or none.
     Strange,
@@ -35,7 +35,7 @@ pub enum Silence {
 /// A process that others may share memory with.
 #[derive(Clone, Debug)]
 pub struct Process {
-    /// The name of the socket where others meet it, which does not tell the ids of its segments.
+    /// The name of the socket where others meet it, which does not tell the ids of its segments; empty if it has none (the engine `driver`).
     pub socket: String,
     /// Its id here; 0 if it is in a pid namespace that cannot be seen from here.
     pub pid: u32,
@@ -130,12 +130,12 @@ fn answers(asked: Vec<Asked>, limit: Duration, rows: usize) -> Result<Vec<Proces
     Ok(found.collect())
 }
 
-/// The processes that use the library in this network namespace, or meet in the directory of `RMAP_RENDEZVOUS`, and whose ids are wanted, each with at most so many rows of segments and of others.
-/// None is waited for longer than the limit.
+/// The processes that can be met in this network namespace, or in the directory of `RMAP_RENDEZVOUS`, and whose ids are wanted, each with at most so many rows of
+/// segments and of others. None is waited for longer than the limit.
 ///
 /// # Errors
 /// [`Error::OutOfResources`] if `/proc/net/unix` cannot be read, or descriptors run out.
-pub fn processes(wanted: impl Fn(u32) -> bool, limit: Duration, rows: usize) -> Result<Vec<Process>> {
+pub(crate) fn processes(wanted: impl Fn(u32) -> bool, limit: Duration, rows: usize) -> Result<Vec<Process>> {
     // So many descriptors at once are everybody's.
     const BATCH: usize = 256;
     let text = std::fs::read_to_string("/proc/net/unix").map_err(|error| {
@@ -155,7 +155,6 @@ pub fn processes(wanted: impl Fn(u32) -> bool, limit: Duration, rows: usize) -> 
         let asked = names.iter().filter_map(|name| ask(*name, &wanted)).collect();
         found.extend(answers(asked, limit, rows)?);
     }
-    found.sort_by_key(|process| (process.uid, process.pid));
     Ok(found)
 }
 

@@ -4,6 +4,7 @@ use super::super::protocol::{self, Message};
 use super::super::secret::Side;
 use super::super::{Access, Opened, rendezvous};
 use crate::config::Config;
+use crate::counters::alone::Party;
 use crate::error::{Error, Result, failed};
 use crate::id::Id;
 use crate::log::log;
@@ -182,14 +183,17 @@ impl Importer {
             }
         }
         match self.answer(&socket)? {
-            (Message::Granted { request: 1, range, .. }, Some(fd)) => self.keep(fd, range, access),
+            (Message::Granted { request: 1, range, .. }, Some(fd)) => {
+                let exporter = socket::peer(&socket).map_or(Party::default(), |peer| (peer.pid, peer.uid));
+                self.keep(fd, range, access, exporter)
+            }
             (Message::Refused { request: 1, errno }, _) => Err(rendezvous::refusal(errno)),
             // No process of ours answers like that.
             _ => Err(Error::NoSuchId),
         }
     }
 
-    fn keep(&self, fd: OwnedFd, range: Range, access: Access) -> Result<Opened> {
+    fn keep(&self, fd: OwnedFd, range: Range, access: Access, exporter: Party) -> Result<Opened> {
         // An exporter may send anything: only the module's own descriptors are mapped.
         let genuine = mirror::is_access(&fd, access == Access::ReadWrite).map_err(failed("fstatfs"))?;
         if !genuine || range.end() > memory::task_size() {
@@ -212,7 +216,7 @@ impl Importer {
         state.last += 1;
         let grant = state.last;
         state.permits.insert(grant, Permit { fd, file, access });
-        Ok(Opened { grant, range })
+        Ok(Opened { grant, range, exporter })
     }
 
     /// Whether a permit can still be attached.
