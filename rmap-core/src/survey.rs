@@ -64,12 +64,13 @@ fn open_sheet(entry: &DirEntry, rows: usize) -> Option<Process> {
     // Another user's cannot be read.
     let descriptors = std::fs::read_dir(path.join("fd")).ok()?.flatten();
     let itself = number_of_its_own(&path)?;
-    descriptors
+    // Whoever reads those of others has them, too; and a child may have its parent's. No rows are read to find that out.
+    let file = descriptors
         .filter(|link| std::fs::read_link(link.path()).is_ok_and(|target| target.as_os_str() == FILE))
-        .filter_map(|link| Sheet::read(open(&link.path())?, rows).ok())
-        // Whoever reads those of others has them, too; and a child may have its parent's.
-        .find(|sheet| sheet.pid == itself)
-        .map(|sheet| Process { socket: String::new(), pid, uid, sheet: Ok(sheet) })
+        .filter_map(|link| open(&link.path()))
+        .find(|file| Sheet::read(file, 0).is_ok_and(|sheet| sheet.pid == itself))?;
+    let sheet = Sheet::read(file, rows).ok()?;
+    Some(Process { socket: String::new(), pid, uid, sheet: Ok(sheet) })
 }
 
 /// Opens a file in memory: nothing else, which could wait or be woken by that.

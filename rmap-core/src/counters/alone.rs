@@ -175,3 +175,49 @@ fn row_of(values: &[(usize, u64)]) -> [u64; ROW] {
     }
     row
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: usize, pages: usize) -> Range {
+        Range::new(start * PAGE, pages * PAGE).unwrap()
+    }
+
+    #[test]
+    fn what_is_attached_is_counted_once() {
+        let mut alone = Alone::default();
+        let [first, second] = [1, 2].map(|raw| Id::from_raw(raw).unwrap());
+        alone.got(first, (7, 0));
+        alone.got(second, (7, 0));
+        assert_eq!((alone.connected, alone.exporters.len()), (1, 1));
+        alone.attached(first, range(10, 4));
+        alone.attached(second, range(20, 2));
+        assert_eq!(alone.attached_bytes, 6 * PAGE as u64);
+        // The application has unmapped the first by itself.
+        alone.attached(second, range(12, 4));
+        assert_eq!(alone.attached_bytes, 6 * PAGE as u64);
+        alone.detached(21 * PAGE + 5);
+        alone.detached(30 * PAGE);
+        assert_eq!(alone.attached_bytes, 4 * PAGE as u64);
+        alone.released(first);
+        assert_eq!((alone.connected, alone.attached_bytes), (1, 4 * PAGE as u64));
+        alone.released(second);
+        assert_eq!((alone.connected, alone.attached_bytes), (0, 0));
+        alone.released(second);
+        assert_eq!(alone.connected, 0);
+    }
+
+    #[test]
+    fn rows_are_used_again() {
+        let mut alone = Alone::default();
+        let ids = [1, 2, 3].map(|raw| Id::from_raw(raw).unwrap());
+        alone.made(ids[0], range(0, 1), 0o600);
+        alone.made(ids[1], range(0, 1), 0o600);
+        alone.removed(ids[0]);
+        alone.made(ids[2], range(0, 1), 0o600);
+        assert_eq!(alone.segment_rows.len, 2);
+        assert_eq!(alone.segments[&ids[2]], 0);
+        assert_eq!(at(SEGMENTS_AT, ALONE / ROW_BYTES as u64), None);
+    }
+}
