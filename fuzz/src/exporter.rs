@@ -336,7 +336,10 @@ impl Peer {
                 assert_eq!(flags & libc::O_ACCMODE, libc::O_RDONLY, "counters are to be read");
             }
             Message::Status => assert_eq!(extra.len(), 1, "a status word is in a file"),
-            Message::Stale { .. } | Message::Removed { .. } | Message::Closed { .. } => {}
+            Message::Stale { .. }
+            | Message::Removed { .. }
+            | Message::Closed { .. }
+            | Message::Adopted { .. } => {}
             other => panic!("an exporter does not say {other:?}"),
         }
     }

@@ -123,13 +123,14 @@ impl<'a> Input<'a> {
             7 => Message::Removed { grant: self.number(known.grants), number: self.number(&[1]) },
             8 => Message::Release { grant: self.number(known.grants) },
             14 => Message::Seen { number: self.number(&[1]) },
+            9 => Message::Adopted { range: self.range(known.around) },
             16 => Message::Status,
             17 => Message::Survey { request },
             18 => Message::Surveyed { request },
             19 => Message::Hello { number: 1, proof: u64::from_ne_bytes(self.array()) },
             20 => Message::Proof { proof: u64::from_ne_bytes(self.array()) },
             15 => Message::Closed { serial: self.number(known.serials) },
-            9 | 10 => Message::Get { request, segment: self.number(known.segments), access: self.access() },
+            10 => Message::Get { request, segment: self.number(known.segments), access: self.access() },
             _ => {
                 let attached = self.range(known.around);
                 let near = if self.byte().is_multiple_of(4) { known.around } else { attached };

@@ -58,6 +58,8 @@ pub(crate) enum Message {
     Release { grant: u32 },
     /// Exporter: what was mapped from files in this range is not there any more; nor, with `objects`, is what was mapped from those.
     Stale { range: Range, number: u32, objects: bool },
+    /// Exporter: here is memory now that an importer has reached. It may be told once for a block of many pages, or not at all.
+    Adopted { range: Range },
     /// Exporter: the segment behind this permit was removed.
     Removed { grant: u32, number: u32 },
     /// Exporter: no answer names this object any more, nor does a permit that has not been removed.
@@ -161,6 +163,7 @@ impl Message {
             Self::Stale { range, number, objects } => {
                 start(8).range(range).u32(number).u32(u32::from(objects))
             }
+            Self::Adopted { range } => start(18).range(range),
             Self::Removed { grant, number } => start(9).u32(grant).u32(number),
             Self::Status => start(13),
             Self::Seen { number } => start(11).u32(number),
@@ -214,6 +217,7 @@ impl Message {
             6 => Self::Hole { request: from.u32()? },
             7 => Self::Release { grant: from.u32()? },
             8 => Self::Stale { range: from.range()?, number: from.u32()?, objects: from.flag()? },
+            18 => Self::Adopted { range: from.range()? },
             9 => Self::Removed { grant: from.u32()?, number: from.u32()? },
             13 => Self::Status,
             11 => Self::Seen { number: from.u32()? },
@@ -272,6 +276,7 @@ mod tests {
                 number,
                 objects
             }),
+            ranges().prop_map(|range| Message::Adopted { range }),
             any::<(u32, u32)>().prop_map(|(grant, number)| Message::Removed { grant, number }),
             any::<u32>().prop_map(|number| Message::Seen { number }),
             any::<u32>().prop_map(|serial| Message::Closed { serial }),
@@ -295,7 +300,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_fields_never_panic(kind in 0u32..18, fields in any::<[u8; SIZE - 8]>()) {
+        fn arbitrary_fields_never_panic(kind in 0u32..20, fields in any::<[u8; SIZE - 8]>()) {
             let mut bytes = [0; SIZE];
             bytes[..4].copy_from_slice(&VERSION.to_ne_bytes());
             bytes[4..8].copy_from_slice(&kind.to_ne_bytes());

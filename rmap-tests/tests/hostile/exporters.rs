@@ -426,6 +426,8 @@ fn answers_to_what_was_never_asked() {
             Message::Hole { request },
             Message::ReadOnly { request },
             Message::Closed { serial: request.wrapping_add(100) },
+            Message::Adopted { range: all() },
+            Message::Adopted { range: Range::between(0, 1 << 62).unwrap() },
             Message::Removed { grant: request.wrapping_add(100), number: request },
             Message::Stale { range: all(), number: request, objects: false },
             Message::Stale { range: Range::between(0, 1 << 62).unwrap(), number: request, objects: false },

@@ -121,7 +121,7 @@ pub(crate) fn ask(wire: &Wire, message: Message) -> Option<Message> {
 fn is_refused(scene: &Scene, bytes: &[u8], what: &str) {
     let (wire, ..) = scene.guest();
     wire.send(bytes, &[]).unwrap();
-    let answer = wire.receive(PATIENCE).unwrap_or_else(|errno| panic!("{what}: {errno}"));
+    let answer = hear(&wire);
     assert!(answer.is_none(), "{what}: {answer:?}");
 }
 

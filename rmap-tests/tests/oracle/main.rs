@@ -45,11 +45,11 @@ fn be_quiet_in_programs() {
 }
 
 /// Runs a program and gives what is wrong.
-fn run(ops: &[Op]) -> Result<(), String> {
+fn run(ops: &[Op], unit: usize) -> Result<(), String> {
     be_quiet_in_programs();
     QUIET.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new();
+        let mut world = World::new(unit);
         for op in ops {
             world.step(op);
         }
@@ -62,13 +62,13 @@ fn run(ops: &[Op]) -> Result<(), String> {
     })
 }
 
-fn try_program(seed: u64, steps: usize) {
+fn try_program(seed: u64, steps: usize, unit: usize) {
     let mut ops = program(&mut Random::new(seed), steps);
-    let Err(mut why) = run(&ops) else { return };
+    let Err(mut why) = run(&ops, unit) else { return };
     let start = Instant::now();
     while start.elapsed() < SHORTENING {
         let found = simpler(&ops).take_while(|_| start.elapsed() < SHORTENING).find_map(|ops| {
-            let why = run(&ops).err()?;
+            let why = run(&ops, unit).err()?;
             Some((ops, why))
         });
         let Some((shorter, reason)) = found else { break };
@@ -78,22 +78,33 @@ fn try_program(seed: u64, steps: usize) {
     panic!("seed {seed}: {why}\nthe shortest program found:\n{}", text.join("\n"));
 }
 
-#[test]
-fn random_programs() {
+fn try_programs(most: usize, unit: usize) {
     let seed = rmap_tests::seed();
     let start = Instant::now();
     for number in 0.. {
-        let over = rmap_tests::soak().map_or(number >= PROGRAMS, |time| start.elapsed() >= time);
+        let over = rmap_tests::soak().map_or(number >= most, |time| start.elapsed() >= time);
         if over {
             break;
         }
-        try_program(seed.wrapping_add(number as u64), STEPS);
+        try_program(seed.wrapping_add(number as u64), STEPS, unit);
     }
+}
+
+#[test]
+fn random_programs() {
+    try_programs(PROGRAMS, 1);
+}
+
+/// The same with so much memory that it is adopted in huge pages: one is four pages of the model.
+#[test]
+fn random_programs_of_huge_pages() {
+    const UNIT: usize = (2 << 20) / 4 / rmap_tests::PAGE;
+    try_programs(PROGRAMS / 4, UNIT);
 }
 
 #[test]
 fn long_programs() {
     for number in 0..2 {
-        try_program(rmap_tests::seed().wrapping_add(1_000_000 + number), 10 * STEPS);
+        try_program(rmap_tests::seed().wrapping_add(1_000_000 + number), 10 * STEPS, 1);
     }
 }

@@ -96,6 +96,13 @@ pub(crate) enum Op {
     },
     Fork,
     EndChild,
+    /// A pipe holds a page of an attachment.
+    Hold {
+        view: usize,
+        page: usize,
+    },
+    /// The pipe is closed.
+    LetGo,
     /// The next steps are done by this thread of the exporter.
     Worker {
         number: usize,
@@ -160,6 +167,10 @@ fn op(random: &mut Random) -> Op {
         90..93 => Op::Detach { view },
         93..95 => Op::Fork,
         95..97 => Op::EndChild,
+        97 => {
+            let page = random.below(PAGES);
+            if random.below(4) == 0 { Op::LetGo } else { Op::Hold { view, page } }
+        }
         _ => Op::Worker { number: random.below(4) },
     }
 }

@@ -23,6 +23,8 @@ struct View {
 }
 
 pub(crate) struct World {
+    /// What a page of the model stands for, in pages.
+    unit: usize,
     exporter: Actor,
     importers: Vec<Actor>,
     permits: Vec<i64>,
@@ -35,16 +37,14 @@ pub(crate) struct World {
     files: [i32; 2],
     counter: usize,
     scanner: usize,
+    /// A pipe of the first importer's, once it has one: the ends.
+    pipe: Option<(usize, usize)>,
     worker: usize,
     stamp: u64,
     /// Adopted private mappings of files have become anonymous memory with the same bytes.
     forked: bool,
     steps: usize,
     _stage: Stage,
-}
-
-fn at(page: usize) -> usize {
-    ARENA + page * PAGE
 }
 
 fn cut(span: Span) -> Range<usize> {
@@ -61,15 +61,19 @@ fn prot(access: Access) -> usize {
 }
 
 impl World {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(unit: usize) -> Self {
+        let at = |page: usize| ARENA + page * unit * PAGE;
         let stage = Stage::new("random program", 300);
         let mut exporter = stage.actor();
         let mut importers = stage.actors(3);
-        let files = [exporter.memfd(FILE_PAGES * PAGE), exporter.memfd(FILE_PAGES * PAGE)];
+        let size = FILE_PAGES * unit * PAGE;
+        let files = [exporter.memfd(size), exporter.memfd(size)];
         let (rw, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-        let drawn = exporter.mmap(0, FILE_PAGES * PAGE, rw, shared, files[1], 0);
-        exporter.fill(drawn, FILE_PAGES, private_stamp(0));
-        exporter.munmap(drawn, FILE_PAGES * PAGE);
+        let drawn = exporter.mmap(0, size, rw, shared, files[1], 0);
+        for page in 0..FILE_PAGES {
+            exporter.fill_same(drawn + page * unit * PAGE, unit, private_stamp(page));
+        }
+        exporter.munmap(drawn, size);
         exporter.anon_at(at(PAGES), COUNTED * PAGE);
         let counter = exporter.start(&format!("inc {:#x} {COUNTED} {PAGE} 9", at(PAGES)));
         let segid = exporter.make_all();
@@ -77,11 +81,13 @@ impl World {
         let heap_start = exporter.number("sbrk 0").next_multiple_of(PAGE);
         let heap_view = importers[0].attach(permits[0], heap_start, HEAP * PAGE);
         // One importer looks at everything all the time, whatever state it is in.
-        let scanned = importers[2].attach(permits[2], at(0), (PAGES + COUNTED) * PAGE);
-        let scanner = importers[2].start(&format!("scan {scanned:#x} {} 1", PAGES + COUNTED));
+        let scanned = PAGES * unit + COUNTED;
+        let here = importers[2].attach(permits[2], at(0), scanned * PAGE);
+        let scanner = importers[2].start(&format!("scan {here:#x} {scanned} 1"));
         let (views, children, model) = (Vec::new(), Vec::new(), Model::new());
         let (worker, stamp, steps) = (0, 1, 0);
         let mut world = Self {
+            unit,
             exporter,
             importers,
             permits,
@@ -93,6 +99,7 @@ impl World {
             files,
             counter,
             scanner,
+            pipe: None,
             worker,
             stamp,
             steps,
@@ -104,9 +111,23 @@ impl World {
         world
     }
 
+    fn at(&self, page: usize) -> usize {
+        ARENA + self.len(page)
+    }
+
+    /// So many pages of the model, in bytes.
+    fn len(&self, pages: usize) -> usize {
+        pages * self.unit * PAGE
+    }
+
+    /// Where the page of a view's is that is looked at for a page of the model's, and the exporter's.
+    fn sample(&self, page: usize) -> usize {
+        self.len(page) + (self.steps * 5 + page) % self.unit * PAGE
+    }
+
     fn attach(&mut self, pages: Range<usize>, segment: Segment) {
         let importer = self.views.len() % 2;
-        let (address, len) = (at(pages.start), pages.len() * PAGE);
+        let (address, len) = (self.at(pages.start), self.len(pages.len()));
         let (own, here) = if segment == Segment::Everything {
             (None, self.importers[importer].attach(self.permits[importer], address, len))
         } else {
@@ -164,18 +185,18 @@ impl World {
             Op::Map { span, kind, access, index } => self.map(cut(span), kind, access, index),
             Op::Unmap { span } => {
                 let range = cut(span);
-                self.must(libc::SYS_munmap, &[at(range.start), range.len() * PAGE]);
+                self.must(libc::SYS_munmap, &[self.at(range.start), self.len(range.len())]);
                 self.model.unmap(range);
             }
             Op::Protect { span, access } if self.model.whole(cut(span)) => {
                 let range = cut(span);
-                self.must(libc::SYS_mprotect, &[at(range.start), range.len() * PAGE, prot(access)]);
+                self.must(libc::SYS_mprotect, &[self.at(range.start), self.len(range.len()), prot(access)]);
                 self.model.protect(range, access);
             }
             Op::Forget { span } if self.model.whole(cut(span)) && !self.lost_its_file(&cut(span)) => {
                 let range = cut(span);
                 let advice = libc::MADV_DONTNEED as usize;
-                self.must(libc::SYS_madvise, &[at(range.start), range.len() * PAGE, advice]);
+                self.must(libc::SYS_madvise, &[self.at(range.start), self.len(range.len()), advice]);
                 self.model.forget(range);
             }
             Op::Erase { span } => {
@@ -185,7 +206,7 @@ impl World {
                 };
                 if range.clone().all(shared) {
                     let advice = libc::MADV_REMOVE as usize;
-                    self.must(libc::SYS_madvise, &[at(range.start), range.len() * PAGE, advice]);
+                    self.must(libc::SYS_madvise, &[self.at(range.start), self.len(range.len()), advice]);
                     self.model.erase(range);
                 }
             }
@@ -195,7 +216,8 @@ impl World {
             Op::Write { span } => {
                 for page in self.model.writable(cut(span)) {
                     let stamp = self.next_stamp();
-                    self.exporter.fill(at(page), 1, stamp);
+                    let address = self.at(page);
+                    self.exporter.fill_same(address, self.unit, stamp);
                     self.model.write(page, stamp);
                 }
             }
@@ -216,10 +238,12 @@ impl World {
             }
             Op::EndChild => {
                 if let Some((child, model)) = self.children.pop() {
-                    Self::end_child(child, &model, &self.model);
+                    Self::end_child(child, self.unit, &model, &self.model);
                 }
             }
             Op::Worker { number } => self.worker = number,
+            Op::Hold { view, page } => self.hold(view, page),
+            Op::LetGo => self.let_go(),
             Op::Protect { .. } | Op::Forget { .. } | Op::Attach { .. } | Op::Detach { .. } | Op::Fork => {}
         }
         // A few pages after every step, so that most stay as they are.
@@ -239,10 +263,15 @@ impl World {
             Kind::SharedFile => (libc::MAP_SHARED, self.files[0]),
             Kind::PrivateFile => (libc::MAP_PRIVATE, self.files[1]),
         };
-        let offset = if file == -1 { 0 } else { index * PAGE };
+        // Only blocks that have all their pages become huge pages, and importers look at once.
+        let flags = if self.unit > 1 && file == -1 { flags | libc::MAP_POPULATE } else { flags };
+        let offset = if file == -1 { 0 } else { self.len(index) };
         let flags = (flags | libc::MAP_FIXED).unsigned_abs() as usize;
         let file = (file as isize).cast_unsigned();
-        self.must(libc::SYS_mmap, &[at(range.start), range.len() * PAGE, prot(access), flags, file, offset]);
+        self.must(
+            libc::SYS_mmap,
+            &[self.at(range.start), self.len(range.len()), prot(access), flags, file, offset],
+        );
         self.model.map(range, kind, access, index);
     }
 
@@ -275,18 +304,23 @@ impl World {
         if keep {
             flags |= libc::MREMAP_DONTUNMAP;
         }
-        let arguments =
-            [at(from.start), from.len() * PAGE, to.len() * PAGE, flags.unsigned_abs() as usize, at(to.start)];
+        let arguments = [
+            self.at(from.start),
+            self.len(from.len()),
+            self.len(to.len()),
+            flags.unsigned_abs() as usize,
+            self.at(to.start),
+        ];
         match self.call(libc::SYS_mremap, &arguments) {
             Ok(address) => {
-                assert_eq!(address, at(to.start));
+                assert_eq!(address, self.at(to.start));
                 self.model.relocate(from, to, keep);
             }
             // More than one mapping. Some of them may have moved (Linux 6.17), and what was at the new place, and what
             // is too much at the old one, may be gone.
             Err(_) => {
                 for range in [from, to] {
-                    self.must(libc::SYS_munmap, &[at(range.start), range.len() * PAGE]);
+                    self.must(libc::SYS_munmap, &[self.at(range.start), self.len(range.len())]);
                     self.model.unmap(range);
                 }
             }
@@ -298,7 +332,7 @@ impl World {
         if !self.model.whole(range.clone()) || range.start + count > PAGES || grows {
             return;
         }
-        let arguments = [at(range.start), range.len() * PAGE, count * PAGE, 0];
+        let arguments = [self.at(range.start), self.len(range.len()), self.len(count), 0];
         let new = range.start..range.start + count;
         match self.call(libc::SYS_mremap, &arguments) {
             Ok(_) => self.model.relocate(range, new, false),
@@ -310,7 +344,7 @@ impl World {
     fn look_what_is_left(&mut self) {
         let maps = maps(self.exporter.pid());
         for page in 0..PAGES {
-            if !maps.iter().any(|mapping| mapping.range.contains(&at(page))) {
+            if !maps.iter().any(|mapping| mapping.range.contains(&self.at(page))) {
                 self.model.unmap(page..page + 1);
             }
         }
@@ -361,11 +395,51 @@ impl World {
         let range = range.start.max(pages.start)..range.end.min(pages.end);
         for page in self.model.writable(range.start..range.end.max(range.start)) {
             let stamp = self.next_stamp();
-            let address = here + (page - pages.start) * PAGE;
-            self.importers[importer].fill(address, 1, stamp);
+            let address = here + self.len(page - pages.start);
+            self.importers[importer].fill_same(address, self.unit, stamp);
             self.model.write(page, stamp);
-            let real = self.exporter.oracle(at(page), 1)[0];
-            assert_eq!(real, Some(Seen::Stamp(stamp)), "page {page} after a store through view {view}");
+            // By a thread of the exporter's: while another importer has the page's neighbours adopted, they all stand still, and the kernel shows
+            // what was there before.
+            let own = self.exporter.look(ARENA + self.sample(page), 1)[0];
+            let real = self.exporter.oracle(ARENA + self.sample(page), 1)[0];
+            assert_eq!(
+                (own, real),
+                (Seen::Stamp(stamp), Some(Seen::Stamp(stamp))),
+                "page {page} after a store through view {view}"
+            );
+        }
+    }
+
+    /// Has a pipe hold some pages of an attachment, which then cannot be split off huge pages.
+    fn hold(&mut self, view: usize, page: usize) {
+        const MOST: usize = 8;
+        let view = &self.views[view % self.views.len()];
+        if view.importer != 0 {
+            return;
+        }
+        let there = |page: &usize| matches!(self.model.expected(*page), Expected::Stamp(_));
+        let pages = (page..view.pages.end).filter(|page| view.pages.contains(page)).filter(there).take(MOST);
+        let addresses: Vec<usize> = pages.map(|page| view.here + self.len(page - view.pages.start)).collect();
+        let importer = &mut self.importers[0];
+        let board = importer.board();
+        let (_, writer) = *self.pipe.get_or_insert_with(|| {
+            importer.sys(libc::SYS_pipe2, &[board, 0]).expect("a pipe");
+            let ends = importer.load(board).expect("two descriptors");
+            (ends as u32 as usize, (ends >> 32) as usize)
+        });
+        importer.store(board + 8, PAGE as u64).expect("memory");
+        for address in addresses {
+            importer.store(board, address as u64).expect("memory");
+            // It may be full.
+            let _ = importer.sys(libc::SYS_vmsplice, &[writer, board, 1, libc::SPLICE_F_NONBLOCK as usize]);
+        }
+    }
+
+    fn let_go(&mut self) {
+        if let Some((reader, writer)) = self.pipe.take() {
+            for end in [reader, writer] {
+                self.importers[0].sys(libc::SYS_close, &[end]).expect("an open descriptor");
+            }
         }
     }
 
@@ -373,15 +447,26 @@ impl World {
         if range.is_empty() {
             return;
         }
-        let View { importer, here, ref pages, .. } = self.views[view];
-        let start = here + (range.start - pages.start) * PAGE;
+        let (exporter_first, here) = (self.steps.is_multiple_of(3), self.views[view].here);
+        let shift = here.wrapping_sub(self.len(self.views[view].pages.start));
+        let samples: Vec<usize> = range.clone().map(|page| self.sample(page)).collect();
+        let importer = &mut self.importers[self.views[view].importer];
+        let mut shown_by_importer = || -> Vec<Seen> {
+            if self.unit == 1 {
+                return importer.look(shift.wrapping_add(samples[0]), range.len());
+            }
+            samples.iter().flat_map(|sample| importer.look(shift.wrapping_add(*sample), 1)).collect()
+        };
+        let had_by_exporter = || -> Vec<Option<Seen>> {
+            samples.iter().flat_map(|sample| self.exporter.oracle(ARENA + sample, 1)).collect()
+        };
         // Not always in this order: either look can make pages appear.
-        let (shown, real) = if self.steps.is_multiple_of(3) {
-            let real = self.exporter.oracle(at(range.start), range.len());
-            (self.importers[importer].look(start, range.len()), real)
+        let (shown, real) = if exporter_first {
+            let real = had_by_exporter();
+            (shown_by_importer(), real)
         } else {
-            let shown = self.importers[importer].look(start, range.len());
-            (shown, self.exporter.oracle(at(range.start), range.len()))
+            let shown = shown_by_importer();
+            (shown, had_by_exporter())
         };
         for ((page, shown), real) in range.zip(shown).zip(real) {
             let expected = self.model.expected(page);
@@ -401,13 +486,13 @@ impl World {
     }
 
     /// A child has what its parent had at the fork, but for what they share on purpose.
-    fn end_child(child: Actor, then: &Model, now: &Model) {
+    fn end_child(child: Actor, unit: usize, then: &Model, now: &Model) {
         for page in 0..PAGES {
             let expected = match then.pages[page] {
                 Some(shared) if shared.shared => now.as_seen_through(shared),
                 _ => then.expected(page),
             };
-            let real = child.oracle(at(page), 1)[0];
+            let real = child.oracle(ARENA + page * unit * PAGE, 1)[0];
             assert!(
                 expected.fits_exporter(real),
                 "page {page} of a child: {expected:?} is expected, it has {real:?}"
@@ -419,7 +504,7 @@ impl World {
     pub(crate) fn end(mut self) {
         self.look_at_all();
         while let Some((child, model)) = self.children.pop() {
-            Self::end_child(child, &model, &self.model);
+            Self::end_child(child, self.unit, &model, &self.model);
         }
         let report = self.exporter.stop(self.counter);
         assert_eq!(report["lost"], 0, "{report:?}");

@@ -40,6 +40,9 @@ use heritage::Heritage;
 use service::Running;
 use std::hash::{Hash, Hasher};
 
+/// A window shows so much of an exporter, and is made where memory was adopted in so much.
+pub(crate) const BLOCK: usize = 1 << 30;
+
 /// The engine of this process.
 #[derive(Debug)]
 pub(crate) struct CloneEngine {

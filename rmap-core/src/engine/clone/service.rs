@@ -465,6 +465,9 @@ impl Service {
         while let Some(range) = self.importer.take_changed() {
             told |= self.exporter.is_not_shown_on(range);
         }
+        while let Some(range) = self.importer.take_made() {
+            self.exporter.note_window(range);
+        }
         let exporter = &mut self.exporter;
         self.importer.take_removed(|range| told |= exporter.note_window_gone(range));
         told

@@ -71,6 +71,8 @@ pub(crate) struct Client {
     held_since: Option<Duration>,
     /// It has let a notice go unanswered for too long.
     slow: bool,
+    /// How often it was told of adopted memory since it has last said something.
+    hints: u32,
     /// So many of its questions are about attachments of this process, and not answered yet.
     pub(crate) open_questions: u32,
 }
@@ -105,6 +107,7 @@ impl Client {
             owes: false,
             held_since: None,
             slow: false,
+            hints: 0,
             open_questions: 0,
         })
     }
@@ -168,9 +171,12 @@ impl Client {
         match socket::receive(&self.socket, &mut bytes) {
             Err(errno) if is_passing(errno) => Ok(None),
             Err(errno) => Err(failed("recvmsg")(errno)),
-            Ok((len, _)) => Message::decode(&bytes[..len])
-                .map(Some)
-                .ok_or(Error::Invalid("not a message of this version")),
+            Ok((len, _)) => {
+                self.hints = 0;
+                Message::decode(&bytes[..len])
+                    .map(Some)
+                    .ok_or(Error::Invalid("not a message of this version"))
+            }
         }
     }
 
@@ -249,6 +255,15 @@ impl Client {
             self.stale(range, self.told, true);
         }
         Ok(())
+    }
+
+    /// Says that there is adopted memory in a range. One who does not listen is not told for long: its socket must take answers.
+    pub(crate) fn hint(&mut self, range: Range) {
+        const MOST: u32 = 32;
+        let concerned = self.grants.iter().any(|grant| !grant.removed && grant.range.overlaps(range));
+        if concerned && !self.overdue && self.hints < MOST && self.says(Message::Adopted { range }) {
+            self.hints += 1;
+        }
     }
 
     /// It can do nothing but ask for a permit.

@@ -12,6 +12,7 @@ mod extract;
 mod fork;
 pub(crate) mod freeze;
 mod guests;
+mod hints;
 mod huge;
 mod jobs;
 mod left;
@@ -126,6 +127,8 @@ pub(crate) struct Exporter {
     objects: Objects,
     /// What the objects show, by address.
     backed: RangeTable<Backing>,
+    /// The first page of a block that was just adopted: importers are to be told.
+    to_hint: Option<Range>,
     /// What importers map from files, by address.
     shared: RangeTable<Shared>,
     /// What the application has unmapped, and importers have not.
@@ -195,6 +198,7 @@ impl Exporter {
             status: Status::new()?,
             objects: Objects::new(),
             backed: RangeTable::new(),
+            to_hint: None,
             shared: RangeTable::new(),
             left: Left::new(),
             windows: RangeTable::new(),
@@ -511,7 +515,9 @@ impl Exporter {
                 }
                 self.peer_rows.permit(client.row);
                 counters::count(Cell::PermitsGiven);
-                client.grant(request, segment.counter, segment.range, access, object, &self.status)
+                client.grant(request, segment.counter, segment.range, access, object, &self.status)?;
+                self.hint_all(index, segment.range);
+                Ok(())
             }
             Ok(None) => client.refuse(request, &Error::NoSuchId),
             Err(error) => {

@@ -122,6 +122,7 @@ impl Exporter {
                 counters::count(Cell::AnswersObject);
                 self.peer_rows.answer(client.row, range.len() as u64);
                 client.resolved(id, range, source, writable, Some(object.descriptor(writable)))?;
+                self.hint(number);
             }
             Finding::InFile { range, offset, fd, writable } => {
                 counters::count(Cell::AnswersFile);
@@ -410,6 +411,7 @@ impl Exporter {
         if request.pinned_since.is_some() {
             range = Range::page_at(page);
         }
+        let is_new_block = self.is_new_block(range);
         let serial = loop {
             let serial;
             (serial, range) =
@@ -454,6 +456,9 @@ impl Exporter {
         counters::count(Cell::Adoptions);
         counters::add(Cell::AdoptedBytes, range.len() as u64);
         log!(Debug, "adopted {range}");
+        if is_new_block {
+            self.to_hint = Some(Range::page_at(range.start()));
+        }
         Ok(Finding::InObject { serial, range })
     }
 

@@ -2,8 +2,9 @@
 
 use super::window::Window;
 use super::{Importer, Permit};
+use crate::engine::clone::BLOCK;
 use crate::engine::clone::windows::{Listed, Windows};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, failed};
 use crate::log::log;
 use crate::own::OwnVec;
 use crate::range::Range;
@@ -19,7 +20,7 @@ pub(crate) struct Mapped {
 
 /// What one window shows: neighbours are attached with it, too. Address space is all that its size takes.
 pub(super) fn block() -> usize {
-    if memory::address_space_is_limited() { HUGE_PAGE } else { 1 << 30 }
+    if memory::address_space_is_limited() { HUGE_PAGE } else { BLOCK }
 }
 
 /// The blocks of this size around `remote`, as far as the permit allows.
@@ -40,6 +41,45 @@ impl Importer {
             return Ok(Mapped { base, made: None });
         }
         self.make_room();
+        let (window, _) = self.keep_window(permit, remote)?;
+        let base = window.range.start() + (remote.start() - window.remote);
+        Ok(Mapped { base, made: Some(window.range) })
+    }
+
+    /// Makes a window before anybody attaches to it: the exporter has memory there that others have reached.
+    pub(super) fn make_ahead(&mut self, host: u32, remote: Range) {
+        // The exporter of this process learns of new windows first. And where there is little room, nothing is made that may not be needed.
+        if !self.removed.is_empty() || self.block < BLOCK {
+            return;
+        }
+        for index in 0..self.permits.len() {
+            let permit = self.permits[index];
+            let part = remote.intersection(permit.range).filter(|_| permit.host == host && !permit.removed);
+            let Some(part) = part else { continue };
+            let page = Range::page_at(part.start());
+            let shows = |window: &Window| {
+                (window.permit, window.slot.is_some()) == (permit.number, true)
+                    && window.to_local(page).is_some()
+            };
+            if self.windows.len() >= self.config.window_limit || self.windows.iter().any(shows) {
+                continue;
+            }
+            let made =
+                self.made.reserve(1).map_err(failed("mmap")).and_then(|()| self.keep_window(&permit, page));
+            match made {
+                Ok((window, slot)) => {
+                    let _ = self.made.push(window.range);
+                    if let Some(slot) = slot {
+                        self.listing.detach(slot);
+                    }
+                }
+                Err(error) => log!(Debug, "no window ahead of time: {error}"),
+            }
+        }
+    }
+
+    /// Makes a window that is kept, with one attachment.
+    fn keep_window(&mut self, permit: &Permit, remote: Range) -> Result<(Window, Option<u32>)> {
         let window = self.make_kept_window(permit, remote)?;
         let host = &self.hosts[self.host(permit.host).ok_or(Error::NoSuchId)?];
         let listed = Listed {
@@ -49,16 +89,19 @@ impl Importer {
             status: host.status().ok_or(Error::NoSuchId)?.address(),
             expected: host.expected(),
         };
-        match self.listing.insert(&listed) {
+        let slot = match self.listing.insert(&listed) {
             Ok(slot) => {
                 if let Some(index) = self.window_at(window.range.start()) {
                     self.windows[index].slot = Some(slot);
                 }
+                Some(slot)
             }
-            Err(errno) => log!(Warn, "window {} is not kept: {errno}", window.range, errno = Said(errno)),
-        }
-        let base = window.range.start() + (remote.start() - window.remote);
-        Ok(Mapped { base, made: Some(window.range) })
+            Err(errno) => {
+                log!(Warn, "window {} is not kept: {errno}", window.range, errno = Said(errno));
+                None
+            }
+        };
+        Ok((window, slot))
     }
 
     /// Makes a window that has `remote` and as much around it as may be had.
@@ -170,6 +213,11 @@ impl Importer {
                 self.remove_all(|window| (window.slot, window.permit, window.whole) == (None, permit, whole))
             }
         }
+    }
+
+    /// Takes a window that was made ahead of time.
+    pub(crate) fn take_made(&mut self) -> Option<Range> {
+        self.made.remove(self.made.len().wrapping_sub(1))
     }
 
     /// Takes the windows that were removed since the last time.

@@ -120,6 +120,8 @@ pub(crate) struct Importer {
     listing: Listing,
     /// So many windows are enough to look for some that are not in use.
     make_room_at: usize,
+    /// Windows that are new, for the exporter of this process to know, before it knows of those that are gone.
+    made: OwnVec<Range>,
     /// Windows that are gone, for the exporter of this process to know.
     removed: OwnVec<Range>,
     /// What windows do not show any more, for the exporter of this process to know.
@@ -176,6 +178,7 @@ impl Importer {
             windows,
             listing: Listing::shared().and_then(Listing::new).map_err(failed("mmap"))?,
             make_room_at: config.window_limit,
+            made: OwnVec::new(),
             removed,
             changed: OwnVec::new(),
             replies: OwnVec::new(),
@@ -558,6 +561,10 @@ impl Importer {
                     self.make_stale(host, range, Piece::needs_notice)?;
                 }
                 self.confirm(host, number, poller, token)
+            }
+            Message::Adopted { range } => {
+                self.make_ahead(host, range);
+                Ok(())
             }
             Message::Removed { grant, number } => {
                 let mut ended = None;
