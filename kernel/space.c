@@ -161,16 +161,16 @@ struct file *rmap_space_file(struct rmap_space *space, const char *name,
  *
  * Zapping announces an invalidation in every importer, often inside the one of
  * the target that brought us here. Lockdep knows one map for all mms and takes
- * that for recursion. It ends, see rmap_view_invalidate(). So lockdep is told
- * of the mirrors' lock, and does not see the rest, which are leaves.
+ * that for recursion, and for the wrong order of that map and the mirrors' lock:
+ * the core holds it when it splits a mirror, and announces that. Both end, since
+ * nothing is installed from where a mirror is: see rmap_view_invalidate(). So
+ * lockdep does not look. Who holds that lock and does wait for others is what
+ * rmap_importer_register() is about.
  */
 void rmap_space_zap(struct rmap_space *space, pgoff_t pgoff, unsigned long nr)
 {
-	struct address_space *mapping = space->inode->i_mapping;
-
-	might_lock_read(&mapping->i_mmap_rwsem);
 	lockdep_off();
-	unmap_mapping_pages(mapping, pgoff, nr, false);
+	unmap_mapping_pages(space->inode->i_mapping, pgoff, nr, false);
 	lockdep_on();
 }
 
