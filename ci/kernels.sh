@@ -2,7 +2,7 @@
 # The kernels that guest.sh boots. Sourced, after lib.sh.
 #
 # A version is the start of a Debian kernel's: 6.1, 6.12. It comes from the Debian archive that this machine's apt uses.
-# 6.1-debug is Debian's source of that version with kernel/test/debug.config, and takes some minutes to build. Below
+# 6.1-debug, and 6.12-debug, is Debian's source of that version with kernel/test/debug.config, and takes some minutes to build. Below
 # $cache/RELEASE there are boot/vmlinuz-RELEASE, lib/modules/RELEASE and usr/src/linux-headers-RELEASE.
 #
 #   RMAP_GUEST_CACHE      where kernels are kept          (target/guest)
