@@ -1,6 +1,6 @@
 //! The processes of one test: started together, ended together.
 
-use crate::{PAGE, maps, rounds, state_of, tasks};
+use crate::{PAGE, maps, random::factor, state_of, tasks};
 use nix::{
     errno::Errno,
     sys::{
@@ -61,7 +61,7 @@ impl Stage {
         set_child_subreaper(true).expect("become a subreaper");
         let shared = Arc::new(Shared {
             name: name.to_owned(),
-            deadline: Instant::now() + Duration::from_secs(rounds(seconds) as u64) * patience(),
+            deadline: Instant::now() + Duration::from_secs((seconds * factor()) as u64) * patience(),
             board: Board::new(),
             members: Mutex::default(),
             over: Condvar::new(),
