@@ -18,7 +18,11 @@ use std::{
     sync::Once,
     time::{Duration, Instant},
 };
-use world::World;
+use world::{Setting, World};
+
+const PAGES: Setting = Setting { unit: 1, reads_ahead: false };
+/// So much memory that it is adopted in huge pages: one is four pages of the model.
+const HUGE_PAGES: Setting = Setting { unit: (2 << 20) / 4 / rmap_tests::PAGE, reads_ahead: false };
 
 /// Steps of a program.
 const STEPS: usize = 100;
@@ -45,11 +49,11 @@ fn be_quiet_in_programs() {
 }
 
 /// Runs a program and gives what is wrong.
-fn run(ops: &[Op], unit: usize) -> Result<(), String> {
+fn run(ops: &[Op], setting: Setting) -> Result<(), String> {
     be_quiet_in_programs();
     QUIET.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(unit);
+        let mut world = World::new(setting);
         for op in ops {
             world.step(op);
         }
@@ -62,13 +66,13 @@ fn run(ops: &[Op], unit: usize) -> Result<(), String> {
     })
 }
 
-fn try_program(seed: u64, steps: usize, unit: usize) {
+fn try_program(seed: u64, steps: usize, setting: Setting) {
     let mut ops = program(&mut Random::new(seed), steps);
-    let Err(mut why) = run(&ops, unit) else { return };
+    let Err(mut why) = run(&ops, setting) else { return };
     let start = Instant::now();
     while start.elapsed() < SHORTENING {
         let found = simpler(&ops).take_while(|_| start.elapsed() < SHORTENING).find_map(|ops| {
-            let why = run(&ops, unit).err()?;
+            let why = run(&ops, setting).err()?;
             Some((ops, why))
         });
         let Some((shorter, reason)) = found else { break };
@@ -78,7 +82,7 @@ fn try_program(seed: u64, steps: usize, unit: usize) {
     panic!("seed {seed}: {why}\nthe shortest program found:\n{}", text.join("\n"));
 }
 
-fn try_programs(most: usize, unit: usize) {
+fn try_programs(most: usize, setting: Setting) {
     let seed = rmap_tests::seed();
     let start = Instant::now();
     for number in 0.. {
@@ -86,25 +90,30 @@ fn try_programs(most: usize, unit: usize) {
         if over {
             break;
         }
-        try_program(seed.wrapping_add(number as u64), STEPS, unit);
+        try_program(seed.wrapping_add(number as u64), STEPS, setting);
     }
 }
 
 #[test]
 fn random_programs() {
-    try_programs(PROGRAMS, 1);
+    try_programs(PROGRAMS, PAGES);
 }
 
-/// The same with so much memory that it is adopted in huge pages: one is four pages of the model.
 #[test]
 fn random_programs_of_huge_pages() {
-    const UNIT: usize = (2 << 20) / 4 / rmap_tests::PAGE;
-    try_programs(PROGRAMS / 4, UNIT);
+    try_programs(PROGRAMS / 4, HUGE_PAGES);
+}
+
+/// Each adoption asks whether a device may write to the pages.
+#[test]
+fn random_programs_with_asynchronous_reads() {
+    try_programs(PROGRAMS / 4, Setting { reads_ahead: true, ..PAGES });
+    try_programs(PROGRAMS / 8, Setting { reads_ahead: true, ..HUGE_PAGES });
 }
 
 #[test]
 fn long_programs() {
     for number in 0..2 {
-        try_program(rmap_tests::seed().wrapping_add(1_000_000 + number), 10 * STEPS, 1);
+        try_program(rmap_tests::seed().wrapping_add(1_000_000 + number), 10 * STEPS, PAGES);
     }
 }

@@ -22,9 +22,19 @@ struct View {
     writable: bool,
 }
 
+/// What worlds differ in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    /// What a page of the model stands for, in pages.
+    pub(crate) unit: usize,
+    /// The exporter could have asynchronous reads under way.
+    pub(crate) reads_ahead: bool,
+}
+
 pub(crate) struct World {
     /// What a page of the model stands for, in pages.
     unit: usize,
+    reads_ahead: bool,
     exporter: Actor,
     importers: Vec<Actor>,
     permits: Vec<i64>,
@@ -61,7 +71,8 @@ fn prot(access: Access) -> usize {
 }
 
 impl World {
-    pub(crate) fn new(unit: usize) -> Self {
+    pub(crate) fn new(setting: Setting) -> Self {
+        let unit = setting.unit;
         let at = |page: usize| ARENA + page * unit * PAGE;
         let stage = Stage::new("random program", 300);
         let mut exporter = stage.actor();
@@ -74,6 +85,12 @@ impl World {
             exporter.fill_same(drawn + page * unit * PAGE, unit, private_stamp(page));
         }
         exporter.munmap(drawn, size);
+        if setting.reads_ahead {
+            // A context of libaio: what is adopted is asked for reads that are under way.
+            let board = exporter.board();
+            exporter.store(board, 0).expect("memory");
+            exporter.sys(libc::SYS_io_setup, &[1, board]).expect("io_setup");
+        }
         exporter.anon_at(at(PAGES), COUNTED * PAGE);
         let counter = exporter.start(&format!("inc {:#x} {COUNTED} {PAGE} 9", at(PAGES)));
         let segid = exporter.make_all();
@@ -88,6 +105,7 @@ impl World {
         let (worker, stamp, steps) = (0, 1, 0);
         let mut world = Self {
             unit,
+            reads_ahead: setting.reads_ahead,
             exporter,
             importers,
             permits,
@@ -255,6 +273,10 @@ impl World {
         // An ordinary user has no descriptor of shared anonymous memory: once a child shares it, it is a hole
         // (docs/semantics.md). The tests of kinds have it without children.
         if matches!(kind, Kind::SharedAnonymous) && !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        // Nothing tells of other memory whether a device may write to it: it is a hole then.
+        if self.reads_ahead && matches!(kind, Kind::SharedAnonymous | Kind::PrivateFile) {
             return;
         }
         let (flags, file) = match kind {

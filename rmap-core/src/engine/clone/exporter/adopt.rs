@@ -4,7 +4,7 @@ use super::attributes::huge_page_advice;
 use super::extract::{Extract, Order};
 use super::huge::HugePages;
 use super::numa::Placement;
-use super::object::{Object, Objects, Pages};
+use super::object::{Object, Objects};
 use super::pins::OldPages;
 use super::staging::{Stager, Staging};
 use super::watch::Watchers;
@@ -150,6 +150,8 @@ pub(crate) struct Means<'a> {
     pub(crate) watchers: &'a Watchers,
     pub(crate) stager: &'a Stager,
     pub(crate) huge_pages: &'a mut HugePages,
+    /// All of it is blocks that are to be huge pages.
+    pub(crate) whole: bool,
     pub(crate) placement: &'a Placement,
     /// Given where a device may write to the memory: only private anonymous memory can be asked.
     pub(crate) mover: Option<&'a Userfaultfd>,
@@ -182,7 +184,7 @@ pub(crate) unsafe fn adopt(
     means: Means<'_>,
     still_stopped: impl FnOnce() -> bool,
 ) -> Result<Adopted> {
-    let Means { maps, pagemap, watchers, stager, huge_pages, placement, mover } = means;
+    let Means { maps, pagemap, watchers, stager, huge_pages, whole, placement, mover } = means;
     let undo = |error: Error| {
         let _ = object.punch(range);
         error
@@ -190,11 +192,11 @@ pub(crate) unsafe fn adopt(
     // An importer with write access may have put pages where there was nothing.
     object.punch(range).map_err(failed("fallocate"))?;
     let policy = placement.begin(object, range);
-    let mut staging = stager.stage(object, range);
+    let mut staging = stager.stage(object, range, whole);
     fill_existing(object, range, vma, pagemap, placement, &mut staging)
         .map_err(failed("copy to a memfd"))
         .map_err(undo)?;
-    if let Some(staging) = staging.as_ref().filter(|_| object.pages == Pages::Huge) {
+    if let Some(staging) = staging.as_ref().filter(|_| whole) {
         huge_pages.note(range, staging.collapsed());
     }
     if !still_stopped() {

@@ -2,7 +2,7 @@
 
 use super::adopt::{self, Backing, Origin};
 use super::extract;
-use super::object::{Object, Pages};
+use super::object::{Object, Shown};
 use super::{Exporter, Job, Segment};
 use crate::counters::{self, Cell};
 use crate::error::{Result, failed};
@@ -97,7 +97,7 @@ impl Exporter {
 
     /// Closes the objects of huge pages that show nothing: what they have had is gone.
     pub(super) fn close_spent_objects(&mut self) {
-        self.close_objects(|object, _| object.pages == Pages::Huge);
+        self.close_objects(|object, _| object.shown == Shown::WhenTold);
     }
 
     /// Closes the objects that show nothing, of those that may be closed.

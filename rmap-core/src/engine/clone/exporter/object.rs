@@ -15,15 +15,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// The name in `/proc/PID/maps`: `/memfd:rmap (deleted)`.
 pub(crate) const MAPS_PATH: &[u8] = b"/memfd:rmap (deleted)";
 
-/// What an object is filled with.
+/// When importers map an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pages {
-    /// Windows of importers map these objects from the start, holes and all, and trap the holes. There the kernel makes no huge pages but of
-    /// small ones that are all there already.
-    Small,
-    /// Whole huge pages. Importers map, and trap, what these objects have had: there, too, no huge page is made again. For what comes later
-    /// there is another object.
-    Huge,
+pub(crate) enum Shown {
+    /// In their windows, from the start, holes and all, and they trap the holes. There the kernel makes no huge pages but of small ones that are all
+    /// there already.
+    FromTheStart,
+    /// Where they are told to, and not before what was put there is all there. From then on they trap its holes; for what comes later there is
+    /// another object.
+    WhenTold,
 }
 
 /// One object.
@@ -34,9 +34,9 @@ pub(crate) struct Object {
     pub(crate) domain: Range,
     /// Importers get it read-only: it holds memory that this process itself may not write.
     pub(crate) protected: bool,
-    pub(crate) pages: Pages,
+    pub(crate) shown: Shown,
     pub(crate) file: FileId,
-    /// What was put there, if these are huge pages.
+    /// Where importers may see it, if they are told.
     used: RangeTable<()>,
     /// Parts of huge pages that could not be freed. Importers have been told.
     strays: RangeTable<()>,
@@ -97,6 +97,11 @@ impl Object {
         self.strays.iter().map(|span| span.range)
     }
 
+    /// Importers may be told of a range.
+    pub(crate) fn note_used(&mut self, range: Range) -> SysResult<()> {
+        if self.shown == Shown::WhenTold { self.used.insert(range, ()) } else { Ok(()) }
+    }
+
     /// Importers are to see what it has in a range.
     pub(crate) fn shows(&mut self, range: Range) -> SysResult<()> {
         self.strays.remove(range)
@@ -128,8 +133,8 @@ impl Object {
         Range::between(start, end.min(range.end()))
     }
 
-    fn is_of(&self, domain: Range, protected: bool, pages: Pages) -> bool {
-        (self.domain, self.protected, self.pages) == (domain, protected, pages)
+    fn is_of(&self, domain: Range, protected: bool, shown: Shown) -> bool {
+        (self.domain, self.protected, self.shown) == (domain, protected, shown)
     }
 
     /// Whether `vma` maps this object where it belongs.
@@ -179,22 +184,23 @@ impl Objects {
 
     /// The object for memory of this domain, made if there is none.
     pub(crate) fn for_domain(&mut self, domain: Range, protected: bool) -> Result<&Object> {
-        let found = self.all.iter().position(|object| object.is_of(domain, protected, Pages::Small));
-        self.found_or_new(found, domain, protected, Pages::Small)
+        let found = self.all.iter().position(|object| object.is_of(domain, protected, Shown::FromTheStart));
+        self.found_or_new(found, domain, protected, Shown::FromTheStart)
     }
 
     fn unused(&self, domain: Range, protected: bool, part: Range) -> Option<usize> {
-        let fits = |o: &Object| o.is_of(domain, protected, Pages::Huge) && o.used.next_in(part).is_none();
+        let fits = |o: &Object| o.is_of(domain, protected, Shown::WhenTold) && o.used.next_in(part).is_none();
         self.all.iter().position(fits)
     }
 
-    /// Whether there is an object that can have huge pages for a part of this domain.
-    pub(crate) fn has_huge_pages_for(&self, domain: Range, protected: bool, part: Range) -> bool {
+    /// Whether there is an object of which nobody sees a part of this domain yet.
+    pub(crate) fn has_unseen_for(&self, domain: Range, protected: bool, part: Range) -> bool {
         self.unused(domain, protected, part).is_some()
     }
 
-    /// The object for a part of this domain that is to be huge pages, made if there is none. `None` if there are too many.
-    pub(crate) fn for_huge_pages(
+    /// The object for a part of this domain that nobody is to see yet, made if there is none. Where there are too many, somebody may see it, or it is
+    /// `None`.
+    pub(crate) fn for_unseen(
         &mut self,
         domain: Range,
         protected: bool,
@@ -202,21 +208,17 @@ impl Objects {
     ) -> Result<Option<&Object>> {
         /// Each takes descriptors, here and in the importers.
         const MOST: usize = 8;
-        let of_domain = |object: &Object| object.is_of(domain, protected, Pages::Huge);
+        let of_domain = |object: &Object| object.is_of(domain, protected, Shown::WhenTold);
         let mut found = self.unused(domain, protected, part);
-        if found.is_none() && self.all.iter().filter(|object| object.pages == Pages::Huge).count() >= MOST {
-            // Slower, but huge pages as well.
+        if found.is_none() && self.all.iter().filter(|object| object.shown == Shown::WhenTold).count() >= MOST
+        {
+            // For huge pages it is slower.
             found = self.all.iter().rposition(of_domain);
             if found.is_none() {
                 return Ok(None);
             }
         }
-        let serial = self.found_or_new(found, domain, protected, Pages::Huge)?.serial;
-        let Some(object) = self.get_mut(serial) else {
-            return Ok(None);
-        };
-        object.used.insert(part, ()).map_err(failed("mmap"))?;
-        Ok(Some(object))
+        self.found_or_new(found, domain, protected, Shown::WhenTold).map(Some)
     }
 
     fn found_or_new(
@@ -224,7 +226,7 @@ impl Objects {
         found: Option<usize>,
         domain: Range,
         protected: bool,
-        pages: Pages,
+        shown: Shown,
     ) -> Result<&Object> {
         let index = match found {
             Some(index) => index,
@@ -239,7 +241,7 @@ impl Objects {
                 let used = RangeTable::new();
                 let strays = RangeTable::new();
                 let object =
-                    Object { serial, domain, protected, pages, file, used, strays, fd, writable, read_only };
+                    Object { serial, domain, protected, shown, file, used, strays, fd, writable, read_only };
                 self.all.push(object).map_err(failed("mmap"))?;
                 self.all.len() - 1
             }

@@ -6,7 +6,7 @@ use super::attributes;
 use super::client::Grant;
 use super::extract::Order;
 use super::huge;
-use super::object::Pages;
+use super::object::Shown;
 use super::pins;
 use super::plan::{self, Mapping, Plan};
 use super::rehome::{Transfer, rehome};
@@ -218,7 +218,8 @@ impl Exporter {
         self.with_room(None, |exporter| Ok(exporter.objects.for_domain(domain, protected)?.serial))
     }
 
-    /// The part of a range around `page` that is to be adopted as one, and its object.
+    /// The part of a range around `page` that is to be adopted as one, its object, and whether it is to be huge pages: one that nobody sees there yet for huge pages, and where
+    /// pages are copied a second time after a device was asked after (`asks`): what importers store to them before that would be lost.
     fn object_for_part(
         &mut self,
         domain: Range,
@@ -226,24 +227,24 @@ impl Exporter {
         (page, range): (usize, Range),
         vma: &Vma,
         attributes: &Attributes,
-    ) -> Result<(u32, Range)> {
+        asks: bool,
+    ) -> Result<(u32, Range, bool)> {
         let complete = vma.shared || vma.file.is_some();
-        let (mut part, mut huge) = (range, None);
+        let (mut part, mut whole, mut unseen) = (range, false, None);
         if self.huge_pages.are_wanted(range, attributes) {
             let found = huge::part_around(page, range, complete, &self.pagemap);
-            let whole;
             (part, whole) = found.map_err(failed("read of /proc/thread-self/pagemap"))?;
-            if whole {
-                if !self.objects.has_huge_pages_for(domain, protected, part) {
-                    self.close_spent_objects();
-                }
-                huge = self.with_room(None, |exporter| {
-                    let object = exporter.objects.for_huge_pages(domain, protected, part)?;
-                    Ok(object.map(|object| object.serial))
-                })?;
-            }
         }
-        let serial = match huge {
+        if whole || asks {
+            if !self.objects.has_unseen_for(domain, protected, part) {
+                self.close_spent_objects();
+            }
+            unseen = self.with_room(None, |exporter| {
+                let object = exporter.objects.for_unseen(domain, protected, part)?;
+                Ok(object.map(|object| object.serial))
+            })?;
+        }
+        let serial = match unseen {
             Some(serial) => serial,
             None => self.object_for(domain, protected)?,
         };
@@ -251,7 +252,8 @@ impl Exporter {
         for other in self.objects.iter().filter(|other| other.domain == domain && other.serial != serial) {
             other.punch(part).map_err(failed("fallocate"))?;
         }
-        Ok((serial, part))
+        // One of those that importers see has no huge pages but of small ones.
+        Ok((serial, part, whole && unseen.is_some()))
     }
 
     /// Whether an object is mapped at `page`.
@@ -325,7 +327,7 @@ impl Exporter {
         let range = ahead.and_then(|ahead| ahead.intersection(reach)).unwrap_or(Range::page_at(page));
         object.allocate(range).map_err(failed("fallocate"))?;
         // Of huge pages the importer maps all that there is, holes and all, if it does not yet.
-        let shown = if object.pages == Pages::Huge { reach } else { range };
+        let shown = if object.shown == Shown::WhenTold { reach } else { range };
         Ok(Some(Finding::InObject { serial: backing.serial, range: shown }))
     }
 
@@ -413,9 +415,9 @@ impl Exporter {
         }
         let is_new_block = self.is_new_block(range);
         let serial = loop {
-            let serial;
-            (serial, range) =
-                self.object_for_part(grant.range, protected, (page, range), vma, &attributes)?;
+            let (serial, whole);
+            (serial, range, whole) =
+                self.object_for_part(grant.range, protected, (page, range), vma, &attributes, asks)?;
             let Some(object) = self.objects.get(serial) else {
                 return Err(Error::Invalid("an object that is not there"));
             };
@@ -427,6 +429,7 @@ impl Exporter {
                 watchers: &self.watchers,
                 stager: &self.stager,
                 huge_pages: &mut self.huge_pages,
+                whole,
                 placement: &self.placement,
                 mover: self.stager.mover().filter(|_| asks),
             };
@@ -435,7 +438,13 @@ impl Exporter {
                 adopt::adopt(object, range, vma, attributes, means, || self.freezer.still_stopped())
             };
             match adopted {
-                Ok(Adopted::Done) => break serial,
+                Ok(Adopted::Done) => {
+                    let noted = self.objects.get_mut(serial).map_or(Ok(()), |object| object.note_used(range));
+                    if let Err(errno) = noted {
+                        log!(Debug, "{range} counts as seen by nobody: {errno}", errno = Said(errno));
+                    }
+                    break serial;
+                }
                 Ok(Adopted::Foreign) => {
                     let _ = self.backed.remove(range);
                     return Ok(Finding::Hole("a userfaultfd of the application's watches it"));

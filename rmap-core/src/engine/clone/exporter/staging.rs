@@ -9,7 +9,7 @@
 //! for 512. It takes a third of the time of small pages.
 
 use super::super::errand::Errand;
-use super::object::{Object, Pages};
+use super::object::Object;
 use crate::counters::{self, Cell};
 use crate::range::Range;
 use crate::sys::memory::{self, HUGE_PAGE, MapFlags, PAGE, ProtFlags};
@@ -46,15 +46,15 @@ impl Stager {
         Some(&self.pages).filter(|pages| pages.moves_pages())
     }
 
-    /// Makes a staging area for `home`, whose pages the object does not have; `None` if that is not worth it, or there is no room.
-    pub(crate) fn stage<'a>(&'a self, object: &'a Object, home: Range) -> Option<Staging<'a>> {
+    /// Makes a staging area for `home`, whose pages the object does not have; with `huge`, all blocks are to become huge pages, which works where
+    /// nobody maps the object. `None` if that is not worth it, or there is no room.
+    pub(crate) fn stage<'a>(&'a self, object: &'a Object, home: Range, huge: bool) -> Option<Staging<'a>> {
         if home.len() < SHORTEST {
             return None;
         }
         let start = memory::map_agreeing(home.len(), home.start(), ProtFlags::empty()).ok()?;
         let view = Range::new(start, home.len())?;
-        let staging = Staging { stager: self, object, home, view, collapsed: Ok(()) };
-        let huge = object.pages == Pages::Huge;
+        let staging = Staging { stager: self, object, home, view, huge, collapsed: Ok(()) };
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
         // SAFETY: our own reservation.
         unsafe { memory::map_over(start, home.len(), prot, flags, object.own(), home.start() as u64) }
@@ -74,6 +74,7 @@ pub(crate) struct Staging<'a> {
     object: &'a Object,
     home: Range,
     view: Range,
+    huge: bool,
     collapsed: SysResult<()>,
 }
 
@@ -83,7 +84,7 @@ impl Staging<'_> {
     /// # Errors
     /// What is there then is undefined. Whether there are huge pages [`collapsed`](Self::collapsed) tells.
     pub(crate) fn fill(&mut self, part: Range) -> SysResult<()> {
-        let huge = self.object.pages == Pages::Huge;
+        let huge = self.huge;
         let Some(to) = part.shifted(self.home.start(), self.view.start()) else { return Err(Errno::INVAL) };
         // SAFETY: every sibling is reaped below.
         let order = unsafe {
@@ -135,7 +136,7 @@ impl Staging<'_> {
     /// The object must show there what was there, and nobody may store to it meanwhile.
     pub(crate) unsafe fn put_in_place(self, prot: ProtFlags) -> SysResult<()> {
         let (view, home) = (self.view, self.home);
-        if self.object.pages == Pages::Small {
+        if !self.huge {
             self.stager.pages.forget(view.start(), view.len())?;
         }
         if !prot.contains(ProtFlags::READ | ProtFlags::WRITE) {
