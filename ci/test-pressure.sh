@@ -62,7 +62,7 @@ failed=()
 # Emulated, all takes a hundred times as long. So: random programs for so long, always the same ones; each round once; and not what takes minutes then.
 declare -A settings=([oracle]="RMAP_TEST_SEED=1 RMAP_SOAK_SECONDS=$seconds")
 declare -A arguments=(
-    [oracle]=random_programs
+    [oracle]="--exact random_programs"
     [adoption]="--skip many_system_calls --skip everything_at_once --skip busy_heap --skip forks_while --skip 16"
     [follow]="--skip nothing_old"
 )
