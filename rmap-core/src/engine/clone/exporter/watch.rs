@@ -68,16 +68,38 @@ impl Watchers {
             Err(_) => (0, self.get(0)?),
         };
         match watcher.watch(range.start(), range.len()) {
-            // Memory that has moved there brought its watcher along.
             Err(Errno::BUSY) => {
-                for other in self.all.iter().filter_map(OnceCell::get) {
-                    let _ = other.forget(range.start(), range.len());
+                self.release(range, &assigned);
+                if let Err(errno) = watcher.watch(range.start(), range.len()) {
+                    for (its, part) in self.known(range, &assigned) {
+                        let _ = its.watch(part.start(), part.len());
+                    }
+                    return Err(errno);
                 }
-                watcher.watch(range.start(), range.len())?;
             }
             watched => watched?,
         }
         assigned.insert(range, index)
+    }
+
+    /// What watches which parts of a range, as far as that is known.
+    fn known<'a>(
+        &'a self,
+        range: Range,
+        assigned: &'a RangeTable<usize>,
+    ) -> impl Iterator<Item = (&'a Userfaultfd, Range)> {
+        assigned.within(range).filter_map(|span| Some((self.get(span.value).ok()?, span.range)))
+    }
+
+    /// Ends the watch of what another than the one that is to watch a range watches there now. Memory that has moved there brought its watcher
+    /// along, so all are asked. Only one that may watch a part again is told to end that: Linux 6.12 would end the application's watch as well.
+    fn release(&self, range: Range, assigned: &RangeTable<usize>) {
+        let all = self.all.iter().filter_map(OnceCell::get).map(|watcher| (watcher, range));
+        for (its, part) in self.known(range, assigned).chain(all) {
+            if its.watch(part.start(), part.len()).is_ok() {
+                let _ = its.forget(part.start(), part.len());
+            }
+        }
     }
 
     /// Ends the watch of a range. To replace a watched range without this would raise an event that the very thread which replaces it would
@@ -87,16 +109,14 @@ impl Watchers {
     /// Of the kernel's, which has no memory or no mapping to spare. All is watched as before.
     pub(crate) fn forget(&self, range: Range) -> SysResult<()> {
         let mut assigned = self.assigned.borrow_mut();
-        let known =
-            || assigned.within(range).filter_map(|span| Some((self.get(span.value).ok()?, span.range)));
         // Memory that has moved here brought its watcher along, so all are asked.
         let all = self.all.iter().filter_map(OnceCell::get).map(|watcher| (watcher, range));
-        for (watcher, range) in all.chain(known()) {
+        for (watcher, range) in all.chain(self.known(range, &assigned)) {
             match watcher.forget(range.start(), range.len()) {
                 // Nothing that it watches is there.
                 Ok(()) | Err(Errno::INVAL) => {}
                 Err(errno) => {
-                    for (watcher, range) in known() {
+                    for (watcher, range) in self.known(range, &assigned) {
                         let _ = watcher.watch(range.start(), range.len());
                     }
                     return Err(errno);
