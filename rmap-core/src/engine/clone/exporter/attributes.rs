@@ -92,6 +92,10 @@ pub(super) fn ask(maps: &Maps, addr: usize) -> SysResult<Attributes> {
         if !is_whole(maps, rest, last)? {
             (advice.set)(&mut found);
             memory::advise(last, PAGE, advice.given)?;
+            // What stays apart would seem to have all the others as well.
+            if !is_whole(maps, rest, last)? {
+                return Err(Errno::AGAIN);
+            }
         }
     }
     // A key that nobody has allocated is refused, and not the one.
