@@ -122,6 +122,12 @@ impl Process {
         Ok(tasks.flatten().map(|task| task.tid).collect())
     }
 
+    /// Whether one of its threads is gone, or only waits to be reaped.
+    pub(crate) fn has_exited(&self, thread: i32) -> bool {
+        let state = self.entry.task_from_tid(thread).and_then(|task| task.stat()).map(|stat| stat.state);
+        state.map_or(true, |state| matches!(state, 'Z' | 'X' | 'x'))
+    }
+
     /// Its mappings in a range, in order, with their flags.
     pub(crate) fn mappings(&self, range: &Range<usize>) -> Result<Vec<MemoryMap>> {
         let maps = self.entry.smaps().map_err(|error| self.explain("/proc/PID/smaps", &error))?;

@@ -80,7 +80,7 @@ impl Stopped {
         loop {
             // A thread that runs may start others. Once a look finds none that runs, there can be no more.
             let mut new = process.threads()?;
-            new.retain(|tid| !stopped.threads.contains(tid));
+            new.retain(|tid| !stopped.threads.contains(tid) && !process.has_exited(*tid));
             if new.is_empty() {
                 break;
             }
@@ -91,6 +91,8 @@ impl Stopped {
                         interrupt(tid)?;
                     }
                     Err(Errno::SRCH) => {}
+                    // The kernel says the same of a thread that is on its way out.
+                    Err(Errno::PERM) if process.has_exited(tid) => {}
                     Err(Errno::PERM) => {
                         process.check_movable()?;
                         return Err(Error::NotAllowed(process.pid));
