@@ -72,8 +72,11 @@ impl<V: Copy + PartialEq> RangeTable<V> {
     /// # Errors
     /// `ENOMEM` when a span must be split and there is no room; nothing changed then.
     pub(crate) fn remove(&mut self, range: Range) -> SysResult<()> {
-        self.spans.reserve(1)?;
         let mut index = self.index_from(range.start());
+        if !self.spans.get(index).is_some_and(|span| span.range.overlaps(range)) {
+            return Ok(());
+        }
+        self.spans.reserve(1)?;
         while let Some(span) = self.spans.get(index).copied() {
             if !span.range.overlaps(range) {
                 break;

@@ -324,8 +324,8 @@ impl Client {
 
     /// Says that files mapped in `range` are stale there; with `objects`, whatever is mapped there.
     pub(crate) fn stale(&mut self, range: Range, number: u32, objects: bool) {
-        let shows_objects = objects && self.grants.iter().any(|grant| grant.range.overlaps(range));
-        if !self.maps_files && !shows_objects {
+        let shows_objects = || self.grants.iter().any(|grant| grant.range.overlaps(range));
+        if !(if objects { shows_objects() } else { self.maps_files }) {
             return;
         }
         self.told = number;

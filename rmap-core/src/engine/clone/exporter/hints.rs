@@ -10,16 +10,15 @@ use crate::range::Range;
 const MOST: usize = 8;
 
 impl Exporter {
-    /// Whether nothing is adopted yet in the block of `range`.
-    pub(super) fn is_new_block(&self, range: Range) -> bool {
-        self.backed.next_in(Range::page_at(range.start()).around(BLOCK)).is_none()
+    /// Whether nothing is adopted yet in the block of a page.
+    pub(super) fn is_new_block(&self, page: Range) -> bool {
+        self.backed.next_in(page.around(BLOCK)).is_none()
     }
 
     /// Tells the importers of the first adopted memory of a block, but for the one that had it adopted.
-    pub(super) fn hint(&mut self, asker: u32) {
-        let Some(range) = self.to_hint.take() else { return };
+    pub(super) fn hint(&mut self, page: Range, asker: u32) {
         for client in self.clients.iter_mut().filter(|client| client.number != asker) {
-            client.hint(range);
+            client.hint(page);
         }
     }
 

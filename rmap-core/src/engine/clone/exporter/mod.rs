@@ -127,8 +127,6 @@ pub(crate) struct Exporter {
     objects: Objects,
     /// What the objects show, by address.
     backed: RangeTable<Backing>,
-    /// The first page of a block that was just adopted: importers are to be told.
-    to_hint: Option<Range>,
     /// What importers map from files, by address.
     shared: RangeTable<Shared>,
     /// What the application has unmapped, and importers have not.
@@ -198,7 +196,6 @@ impl Exporter {
             status: Status::new()?,
             objects: Objects::new(),
             backed: RangeTable::new(),
-            to_hint: None,
             shared: RangeTable::new(),
             left: Left::new(),
             windows: RangeTable::new(),

@@ -1,7 +1,8 @@
 //! Telling importers that memory which they map from its own file is gone, and waiting until they know.
 //!
 //! Adopted memory is taken from importers by punching. A file is not this process's to punch, and a part of a huge page that somebody has in
-//! hand is cleared and stays, so importers are told, and the thread that unmaps is held until all have let go: when its call returns, nobody reads the file at that address.
+//! hand is cleared and stays, so importers are told, and the thread that unmaps is held until all have let go: when its call returns, nobody
+//! reads the file at that address.
 //! It is not held for ever: an importer that is stopped has a second, any other ten, and then it is not waited for again before it has
 //! answered all. Importers of other users hold this process up for a tenth of the time at most, beyond what an answer usually takes.
 //! The service thread itself waits for nobody.

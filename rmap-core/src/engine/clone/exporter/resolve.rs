@@ -81,6 +81,8 @@ impl Exporter {
             return Ok(true);
         }
         let user = self.clients[index].user();
+        let page = Range::page_at(request.addr);
+        let is_new_block = self.is_new_block(page);
         let finding = match self.find(&grant, &request, user, frozen) {
             Ok(finding) => finding,
             Err(error) => {
@@ -122,7 +124,9 @@ impl Exporter {
                 counters::count(Cell::AnswersObject);
                 self.peer_rows.answer(client.row, range.len() as u64);
                 client.resolved(id, range, source, writable, Some(object.descriptor(writable)))?;
-                self.hint(number);
+                if is_new_block {
+                    self.hint(page, number);
+                }
             }
             Finding::InFile { range, offset, fd, writable } => {
                 counters::count(Cell::AnswersFile);
@@ -218,8 +222,9 @@ impl Exporter {
         self.with_room(None, |exporter| Ok(exporter.objects.for_domain(domain, protected)?.serial))
     }
 
-    /// The part of a range around `page` that is to be adopted as one, its object, and whether it is to be huge pages: one that nobody sees there yet for huge pages, and where
-    /// pages are copied a second time after a device was asked after (`asks`): what importers store to them before that would be lost.
+    /// The part of a range around `page` that is to be adopted as one, its object, and whether it is to be huge pages. It is an object that nobody
+    /// sees there yet for huge pages, and where pages are copied a second time after a device was asked after (`asks`): what importers store to
+    /// them before that would be lost.
     fn object_for_part(
         &mut self,
         domain: Range,
@@ -413,7 +418,6 @@ impl Exporter {
         if request.pinned_since.is_some() {
             range = Range::page_at(page);
         }
-        let is_new_block = self.is_new_block(range);
         let serial = loop {
             let (serial, whole);
             (serial, range, whole) =
@@ -465,9 +469,6 @@ impl Exporter {
         counters::count(Cell::Adoptions);
         counters::add(Cell::AdoptedBytes, range.len() as u64);
         log!(Debug, "adopted {range}");
-        if is_new_block {
-            self.to_hint = Some(Range::page_at(range.start()));
-        }
         Ok(Finding::InObject { serial, range })
     }
 

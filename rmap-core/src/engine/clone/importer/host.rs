@@ -279,7 +279,7 @@ impl Host {
 
     /// What its objects have in a range is to be seen.
     pub(crate) fn is_not_blank(&mut self, range: Range) -> SysResult<()> {
-        if self.blank.is_empty() { Ok(()) } else { self.blank.remove(range) }
+        self.blank.remove(range)
     }
 
     /// The next part of a range that nobody is to see in a new window.
