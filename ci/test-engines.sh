@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests of XPMEM's semantics, once for each engine, on a Debian kernel in QEMU with the module of kernel/: as root and as an ordinary user.
+# The tests of XPMEM's semantics, once for each engine, on a Debian kernel in QEMU with the module of kernel/: as root and as an ordinary user,
+# each in a guest of their own at the same time, for a guest that waits for a test does not use both of its cores.
 # Programs that are linked to no library of ours run on the module's /dev/xpmem. The kernel's log must be clean, and the module must go.
 #
 #   ci/test-engines.sh [VERSION] [-- TEST...]    of the kernel (6.1); which test programs (those of `conformance`)
@@ -20,7 +21,8 @@ fi
 [ $# = 0 ] || conformance=("$@")
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+guests=()
+trap 'for guest in "${guests[@]}"; do kill -- "-$guest" 2>/dev/null || true; done; rm -rf "$work"' EXIT
 chmod 755 "$work"
 
 put_tests "$work" "${conformance[@]}"
@@ -44,22 +46,30 @@ insmod ./rmap.ko xpmem=1 || exit 1
 echo 64 >/proc/sys/vm/nr_hugepages
 export RMAP_TEST_LIB=$PWD/libxpmem.so RMAP_TEST_ACTOR=$PWD/rmap-test-actor RMAP_TEST_PATIENCE=8 RUST_BACKTRACE=0
 failed=()
-for user in $users; do
-    as_user=(setpriv --reuid "$user" --regid "$user" --clear-groups env HOME=/tmp)
-    for engine in $engines; do
-        for name in $tests; do
-            echo "== $name: $engine engine, user $user"
-            RMAP_ENGINE=$engine "${as_user[@]}" timeout -k 10 600 "./$name" --test-threads=2 -q ||
-                failed+=("$name/$engine/$user")
-        done
+as_user=(setpriv --reuid "$user" --regid "$user" --clear-groups env HOME=/tmp)
+for engine in $engines; do
+    for name in $tests; do
+        echo "== $name: $engine engine"
+        RMAP_ENGINE=$engine "${as_user[@]}" timeout -k 10 600 "./$name" --test-threads=2 -q || failed+=("$name/$engine")
     done
-    for name in errno ioctl pair; do
-        echo "== $name: linked to no library, user $user"
-        "${as_user[@]}" timeout -k 10 300 "./$name-device" || failed+=("$name-device/$user")
-    done
+done
+for name in errno ioctl pair; do
+    echo "== $name: linked to no library"
+    "${as_user[@]}" timeout -k 10 300 "./$name-device" || failed+=("$name-device")
 done
 finish
 END
 say "kernel $version"
-RMAP_GUEST_LIMIT=${RMAP_GUEST_LIMIT:-3600} ci/guest.sh run "$version" "$work" \
-    "users='${RMAP_TEST_USERS:-0 65534}' engines='${RMAP_ENGINES:-clone mirror driver}' tests='${conformance[*]}'; . ./run"
+# Each a process group of its own, which ends with this script.
+set -m
+for user in ${RMAP_TEST_USERS:-0 65534}; do
+    RMAP_GUEST_LIMIT=${RMAP_GUEST_LIMIT:-3600} ci/guest.sh run "$version" "$work" \
+        "user=$user engines='${RMAP_ENGINES:-clone mirror driver}' tests='${conformance[*]}'; . ./run" \
+        > >(sed -u "s/^/user $user: /") 2>&1 &
+    guests+=($!)
+done
+status=0
+for guest in "${guests[@]}"; do
+    wait "$guest" || status=$?
+done
+exit "$status"
