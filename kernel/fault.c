@@ -420,6 +420,14 @@ static vm_fault_t rmap_install_huge(struct rmap_batch *batch)
 	}
 	if (!pmd_none(READ_ONCE(*batch->vmf->pmd)))
 		goto unlock;
+	/*
+	 * The huge zero page, which has neither a file nor an owner: with an
+	 * entry for it, whoever made that, Linux 7.2 frees a page table that
+	 * was put by, and here that is another mapping's.
+	 */
+	if (!READ_ONCE(page_folio(pfn_to_page(batch->pfns[0] &
+					      ~HMM_PFN_FLAGS))->mapping))
+		goto unlock;
 	for (i = 0; i < nr && writable; i++)
 		writable = rmap_batch_writable(batch, i);
 	if (write && !writable)
