@@ -29,7 +29,7 @@ set -uo pipefail
 # From the memory of the guest, not from a file system of the host.
 cp -r /run/work /tmp/pressure
 cd /tmp/pressure
-export RMAP_TEST_LIB=$PWD/libxpmem.so RMAP_TEST_ACTOR=$PWD/rmap-test-actor RMAP_TEST_PATIENCE=16 RMAP_TEST_ONCE=1 RUST_BACKTRACE=0
+export RMAP_TEST_LIB=$PWD/libxpmem.so RMAP_TEST_ACTOR=$PWD/rmap-test-actor RMAP_TEST_PATIENCE=16 RMAP_TEST_DIVISOR=1000 RUST_BACKTRACE=0
 modprobe -d "$GUEST_KERNEL" zram || exit 1
 echo 2G >/sys/block/zram0/disksize
 mkswap /dev/zram0 >/dev/null && swapon /dev/zram0 || exit 1

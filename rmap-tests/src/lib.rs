@@ -16,7 +16,7 @@
 //! | `RMAP_TEST_PATIENCE` | factor on all deadlines, for slow machines |
 //! | `RMAP_TEST_SEED` | seed of the random tests |
 //! | `RMAP_SOAK_SECONDS` | run the random tests this long |
-//! | `RMAP_TEST_ONCE` | do once what is done several times |
+//! | `RMAP_TEST_DIVISOR` | do what is done several times so many times less often |
 
 mod actor;
 mod calls;

@@ -53,12 +53,11 @@ pub fn seed() -> u64 {
     1
 }
 
-/// How often a test does something: so many times, and more in a soak; once with `RMAP_TEST_ONCE`, on a machine that takes minutes for that.
+/// How often a test does something: so many times, and more in a soak; fewer with `RMAP_TEST_DIVISOR`, on a slow machine, but once at least.
 pub fn rounds(normal: usize) -> usize {
-    if std::env::var_os("RMAP_TEST_ONCE").is_some() {
-        return 1;
-    }
-    normal * factor()
+    let divisor = std::env::var("RMAP_TEST_DIVISOR").ok();
+    let divisor: usize = divisor.map_or(1, |text| text.parse().expect("RMAP_TEST_DIVISOR is a number"));
+    (normal * factor() / divisor.max(1)).max(1)
 }
 
 /// The factor of a soak on rounds and on time limits.

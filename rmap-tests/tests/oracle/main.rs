@@ -11,7 +11,7 @@ mod program;
 mod world;
 
 use program::{Op, program, simpler};
-use rmap_tests::Random;
+use rmap_tests::{Random, rounds};
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
@@ -86,7 +86,7 @@ fn try_programs(most: usize, setting: Setting) {
     let seed = rmap_tests::seed();
     let start = Instant::now();
     for number in 0.. {
-        let over = rmap_tests::soak().map_or(number >= most, |time| start.elapsed() >= time);
+        let over = rmap_tests::soak().map_or(number >= rounds(most), |time| start.elapsed() >= time);
         if over {
             break;
         }
@@ -128,7 +128,7 @@ fn random_programs_with_asynchronous_reads() {
 
 #[test]
 fn long_programs() {
-    for number in 0..2 {
+    for number in 0..rounds(2) as u64 {
         try_program(rmap_tests::seed().wrapping_add(1_000_000 + number), 10 * STEPS, PAGES);
     }
 }
