@@ -11,6 +11,7 @@
 #   make fuzz             what peers may send, mutated for long (RMAP_FUZZ_SECONDS for each target, 3600)
 #   make test-kernel      the kernel module's tests, and those of the semantics on all engines, on Debian kernels in QEMU
 #   make test-kernel-debug  the former on a kernel with lockdep, KASAN and more, which is built first (half an hour)
+#   make test-kernel-next  the module's tests and those of the engines on the kernel that Debian has next (as root)
 #   make test-numa        memory on the nodes of a machine with two of them, in QEMU
 #   make test-features    the tests of the semantics without each feature of the kernel that the library can do without (two hours)
 #   make test-pressure    the oracle and others on a machine with too little memory, with zram, KSM and khugepaged, in QEMU
@@ -137,6 +138,10 @@ test-kernel-debug:
 	kernel/test/run.sh 6.1-debug
 	kernel/test/check.sh
 
+test-kernel-next: all
+	kernel/test/run.sh 7
+	ci/test-engines.sh 7
+
 test-numa: all
 	ci/test-numa.sh
 
@@ -159,4 +164,4 @@ check:
 clean:
 	$(CARGO) clean
 
-.PHONY: all install uninstall local-install demo plots profile test test-kernel test-kernel-debug test-numa test-pressure test-features soak fuzz check clean
+.PHONY: all install uninstall local-install demo plots profile test test-kernel test-kernel-debug test-kernel-next test-numa test-pressure test-features soak fuzz check clean

@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2034
 # The kernels that guest.sh boots. Sourced, after lib.sh.
 #
-# A version is the start of a Debian kernel's: 6.1, 6.12. It comes from the Debian archive that this machine's apt uses.
+# A version is the start of a Debian kernel's: 6.1, 6.12, 7. It comes from the Debian archive that this machine's apt uses.
 # 6.1-debug, and 6.12-debug, is Debian's source of that version with kernel/test/debug.config, and takes some minutes to build. Below
 # $cache/RELEASE there are boot/vmlinuz-RELEASE, lib/modules/RELEASE and usr/src/linux-headers-RELEASE.
 #
 #   RMAP_GUEST_CACHE      where kernels are kept          (target/guest)
-#   RMAP_GUEST_SUITES     where to look for them          (bookworm bookworm-backports)
+#   RMAP_GUEST_SUITES     where to look for them          (bookworm bookworm-backports; from 7 on: sid)
 cache=${RMAP_GUEST_CACHE:-$TARGET/guest}
 
 # The addresses of the archive and of its security updates, as this machine's own apt has them.
@@ -23,7 +23,7 @@ apt_setup() {
     [ -n "$main" ] || die "apt knows no Debian archive (apt-get update first)"
     mkdir -p "$cache"/apt/{lists,archives}/partial
     : >"$cache/apt/status"
-    for suite in ${RMAP_GUEST_SUITES:-bookworm bookworm-backports}; do
+    for suite in $suites; do
         echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $main $suite main"
         case $suite in
         *-* | sid) ;;
@@ -56,7 +56,7 @@ fetch() {
     apt_setup
     version=$(apt-cache madison linux-image-amd64 | awk '{ print $3 }' |
         grep -E "^${1//./\\.}([.~+-]|\$)" | sort -V | tail -n 1)
-    [ -n "$version" ] || die "no kernel $1 in: ${RMAP_GUEST_SUITES:-bookworm bookworm-backports}"
+    [ -n "$version" ] || die "no kernel $1 in: $suites"
     todo="linux-image-amd64=$version linux-headers-amd64=$version"
     while [ -n "$todo" ]; do
         package=${todo%% *}
@@ -126,6 +126,9 @@ need() {
     if [ "$number" != "$1" ]; then
         kind=-debug get=build_debug
     fi
+    suites='bookworm bookworm-backports'
+    [ "${number%%.*}" -lt 7 ] || suites=sid
+    suites=${RMAP_GUEST_SUITES:-$suites}
     mkdir -p "$cache"
     find_kernel() {
         find "$cache" -maxdepth 3 -path "*/boot/vmlinuz-$number[.+-]*$kind" -printf '%f\n' 2>/dev/null |
@@ -134,4 +137,33 @@ need() {
     found=$(find_kernel)
     [ -n "$found" ] || { "$get" "$number" >&2; found=$(find_kernel); }
     release=$found
+}
+
+# with_compiler VERSION FOLDER COMMAND...: runs a command where the compiler of that kernel is, and what else its headers need: here, or, for
+# root, in a root file system of that kernel's Debian, which is made when it is first needed. It sees this folder and the cache there.
+with_compiler() {
+    local folder=$2 compiler package root
+    need "$1"
+    shift 2
+    compiler=$(sed -n 's/^CONFIG_CC_VERSION_TEXT="\([^ ]*\) .*/\1/p' "$cache/$release/usr/src/linux-headers-$release/.config")
+    if command -v "$compiler" >/dev/null; then
+        "$@"
+        return
+    fi
+    command -v debootstrap >/dev/null || die "no $compiler, nor debootstrap (apt-get install debootstrap)"
+    package=gcc${compiler##*gcc}
+    root=$cache/root-$package
+    if [ ! -e "$root" ]; then
+        rm -rf "$root.new"
+        debootstrap --variant=minbase --include="$package,make,libelf1t64,dwarves" "${suites##* }" "$root.new" \
+            "$(archives | awk '$1 == "main" { print $2; exit }')" >"$cache/debootstrap.log" ||
+            die "debootstrap failed: see $cache/debootstrap.log"
+        mv "$root.new" "$root"
+    fi
+    mkdir -p "$root$cache" "$root$folder"
+    # What is mounted goes with the command.
+    unshare --mount bash -euc 'root=$1; shift
+        for folder in "$1" "$2"; do mount --bind "$folder" "$root$folder"; done; shift 2
+        mount -t proc proc "$root/proc"
+        exec chroot "$root" "$@"' _ "$root" "$cache" "$folder" "$@"
 }

@@ -5,6 +5,7 @@
 # and puts how tests end next to them.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../ci/lib.sh"
+. "$ROOT/ci/kernels.sh"
 folder=$(realpath "$2")
 cd "$ROOT"
 
@@ -13,8 +14,8 @@ headers=$(ci/guest.sh headers "$1")
 rm -rf "$folder/build"
 mkdir "$folder/build"
 make -s -C kernel dkms-source DESTDIR="$folder/build"
-make -s -C "$folder"/build/usr/src/rmap-* KDIR="$headers"
+with_compiler "$1" "$folder" make -s -C "$folder"/build/usr/src/rmap-* KDIR="$headers"
 cp "$folder"/build/usr/src/rmap-*/rmap.ko "$folder/rmap.ko"
 cp -r kernel/test/kthread "$folder/build/kthread"
-make -s -C "$headers" M="$folder/build/kthread" modules
+with_compiler "$1" "$folder" make -s -C "$headers" M="$folder/build/kthread" modules
 cp "$folder/build/kthread/rmap_test_kthread.ko" kernel/test/guest-end.sh "$folder"
