@@ -12,6 +12,7 @@ use nix::{
 use std::{
     collections::HashMap,
     fs,
+    io::{Read as _, Write as _},
     os::{
         fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::net::UnixStream,
@@ -48,6 +49,8 @@ pub struct Call {
 pub enum Action {
     /// It fails with this errno.
     Fail(i32),
+    /// It fails with this errno when [`Supervisor::let_go`] says so.
+    Hold(i32),
     /// Its process is killed before it is made.
     Kill,
     /// These process groups are stopped, and go on when all of them have come to a stop.
@@ -117,7 +120,9 @@ impl Supervisor {
         let (stop, stopped) = UnixStream::pair().expect("a pair of sockets");
         let (shared, pid) = (Arc::clone(&state), actor.pid());
         let thread = std::thread::spawn(move || {
-            Judge { state: shared, pid, known: HashMap::new(), stopping: None }.serve(&listener, &stopped);
+            let mut judge =
+                Judge { state: shared, pid, known: HashMap::new(), stopping: None, held: None };
+            judge.serve(&listener, &stopped);
         });
         Self { state, stop, thread: Some(thread) }
     }
@@ -135,6 +140,15 @@ impl Supervisor {
     /// Whether what was planned has been done, or is being done.
     pub fn has_happened(&self) -> bool {
         lock(&self.state).happened
+    }
+
+    /// Ends the waiting of a call that is being held.
+    ///
+    /// # Panics
+    ///
+    /// If nobody answers calls any more.
+    pub fn let_go(&self) {
+        (&self.stop).write_all(&[0]).expect("the thread that answers");
     }
 
     /// The threads of a group that was to be stopped and was not.
@@ -166,6 +180,13 @@ fn take_descriptor(pid: i32, number: usize) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(taken as i32) }
 }
 
+/// What the kernel is told of a call.
+enum Verdict {
+    Make,
+    Fail(i32),
+    FailLater(i32),
+}
+
 /// The thread that answers.
 struct Judge {
     state: Arc<Mutex<State>>,
@@ -173,6 +194,8 @@ struct Judge {
     known: HashMap<i32, Caller>,
     /// Groups that have been told to stop, and since when.
     stopping: Option<(Vec<i32>, Instant)>,
+    /// A call that is to fail later.
+    held: Option<libc::seccomp_notif_resp>,
 }
 
 impl Judge {
@@ -185,7 +208,12 @@ impl Judge {
             }
             let [reported, stopped] = entries.map(|entry| entry.revents().unwrap_or(PollFlags::empty()));
             if !stopped.is_empty() {
-                return;
+                if !matches!((&mut &*stop).read(&mut [0]), Ok(1)) {
+                    return;
+                }
+                if let Some(mut answer) = self.held.take() {
+                    send(listener, &mut answer);
+                }
             }
             if reported.contains(PollFlags::POLLIN) {
                 self.answer(listener);
@@ -221,15 +249,15 @@ impl Judge {
             // A signal has come in between, or the thread is gone.
             return;
         }
-        let error = self.judge(report.pid.cast_signed(), i64::from(report.data.nr), &report.data.args);
-        let flags = if error == 0 { libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32 } else { 0 };
-        let mut answer = libc::seccomp_notif_resp { id: report.id, val: 0, error: -error, flags };
-        // SAFETY: the kernel reads the answer. It is no matter if the thread is gone.
-        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
+        let answer = |errno: i32, flags| libc::seccomp_notif_resp { id: report.id, val: 0, error: -errno, flags };
+        match self.judge(report.pid.cast_signed(), i64::from(report.data.nr), &report.data.args) {
+            Verdict::Make => send(listener, &mut answer(0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32)),
+            Verdict::Fail(errno) => send(listener, &mut answer(errno, 0)),
+            Verdict::FailLater(errno) => self.held = Some(answer(errno, 0)),
+        }
     }
 
-    /// The errno that a call fails with, 0 if it is to be made.
-    fn judge(&mut self, tid: i32, number: i64, arguments: &[u64; 6]) -> i32 {
+    fn judge(&mut self, tid: i32, number: i64, arguments: &[u64; 6]) -> Verdict {
         let caller = self.caller(tid);
         let call = Call { caller, name: calls::full_name(number, arguments) };
         let action = {
@@ -240,7 +268,7 @@ impl Judge {
                 Watch::Everything => true,
             };
             if !counts {
-                return 0;
+                return Verdict::Make;
             }
             let planned = state.plan.as_ref().is_some_and(|plan| plan.call == call);
             state.calls.push(call);
@@ -252,7 +280,8 @@ impl Judge {
         };
         match action {
             None => {}
-            Some(Action::Fail(errno)) => return errno,
+            Some(Action::Fail(errno)) => return Verdict::Fail(errno),
+            Some(Action::Hold(errno)) => return Verdict::FailLater(errno),
             Some(Action::Kill) => {
                 let process = if caller == Caller::Sibling { tid } else { self.pid };
                 let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
@@ -262,7 +291,7 @@ impl Judge {
                 self.stopping = Some((groups, Instant::now()));
             }
         }
-        0
+        Verdict::Make
     }
 
     fn caller(&mut self, tid: i32) -> Caller {
@@ -279,6 +308,12 @@ impl Judge {
             }
         })
     }
+}
+
+/// Answers a call. It is no matter if the thread is gone.
+fn send(listener: &OwnedFd, answer: &mut libc::seccomp_notif_resp) {
+    // SAFETY: the kernel reads the answer.
+    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, std::ptr::from_mut(answer)) };
 }
 
 /// Whether two processes have one address space.

@@ -1,6 +1,6 @@
 //! Nothing is lost that importers store while the library moves memory from one place to another.
 
-use rmap_tests::{Actor, Engine, PAGE, Report, Stage, rounds, skip};
+use rmap_tests::{Action, Actor, Call, Caller, Engine, PAGE, Plan, Report, Stage, Supervisor, Watch, rounds, skip};
 
 /// Several huge pages, so that a move takes a while.
 const PAGES: usize = 2048;
@@ -106,5 +106,51 @@ fn no_store_is_lost_to_a_move() {
     for (at, (here, there)) in WORDS.into_iter().zip(here.iter().zip(&there)) {
         assert_eq!(word(&exporter, from + at), here["done"] + there["done"], "what was added at {at:#x}");
     }
+    exporter.exit();
+}
+
+/// An adoption that fails half way gives back what importers have stored to the half that was done.
+#[test]
+fn no_store_is_lost_to_an_adoption_that_fails() {
+    let name = "no_store_is_lost_to_an_adoption_that_fails";
+    let stage = Stage::new(name, 60);
+    if Engine::of_actors() != Engine::Clone {
+        return skip(name, "nothing of the library's moves memory");
+    }
+    const SOME: usize = 8;
+    const HOLE: usize = 3;
+    let (mut exporter, mut importer) = (stage.actor(), stage.actor());
+    let write = Call { caller: Caller::Service, name: "pwrite64".into() };
+    let plan = Plan { call: write, nth: 1, times: 1, action: Action::Hold(libc::ENOMEM) };
+    let supervisor = Supervisor::new(&mut exporter, Some(plan));
+    let place = exporter.place(4 * SOME * PAGE);
+    let [first, second] = [place, place + 2 * SOME * PAGE];
+    for address in [first, second] {
+        exporter.anon_at(address, SOME * PAGE);
+    }
+    exporter.fill(first, SOME, 10);
+    // Two runs of pages, which are copied one after the other.
+    exporter.fill(second, HOLE, 20);
+    exporter.fill(second + (HOLE + 1) * PAGE, SOME - HOLE - 1, 20 + HOLE as u64 + 1);
+    let segid = exporter.make_all();
+    let apid = importer.get(segid);
+    let [first, there] = [first, second].map(|address| importer.attach(apid, address, SOME * PAGE));
+    // From here on the importer maps the object.
+    importer.check(first, SOME, 10);
+    supervisor.watch(Watch::Library);
+    let last = there + (SOME - 1) * PAGE;
+    let asking = importer.start(&format!("add {last:#x}"));
+    while !supervisor.has_happened() {
+        std::thread::yield_now();
+    }
+    importer.store(there, 7).unwrap();
+    supervisor.let_go();
+    // It may have been answered twice: that there is nothing, and then the page.
+    importer.stop(asking);
+    assert_eq!(word(&exporter, second), 7);
+    // The rest is as it was, and can be had now.
+    exporter.check(second + PAGE, HOLE - 1, 21);
+    importer.check(there + PAGE, HOLE - 1, 21);
+    assert_eq!(importer.load(there), Ok(7));
     exporter.exit();
 }

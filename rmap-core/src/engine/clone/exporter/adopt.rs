@@ -1,7 +1,7 @@
 //! Moving memory of this process into an object, in place, and back, while its threads stand still.
 
 use super::attributes::huge_page_advice;
-use super::extract::{Extract, Order};
+use super::extract::{self, Extract, Order};
 use super::huge::HugePages;
 use super::numa::Placement;
 use super::object::{Object, Objects};
@@ -15,8 +15,8 @@ use crate::sys::maps::{Attributes, FileId, HugePageAdvice, Maps, Vma};
 use crate::sys::memory::{self, MapFlags, PAGE, ProtFlags};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaultfd;
-use crate::sys::{Errno, SysResult};
-use std::os::fd::{AsFd, OwnedFd};
+use crate::sys::{Errno, Said, SysResult};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Copies `range` of this process to its place in the object.
 pub(crate) fn fill(object: &Object, range: Range) -> SysResult<()> {
@@ -24,16 +24,30 @@ pub(crate) fn fill(object: &Object, range: Range) -> SysResult<()> {
 }
 
 /// Copies the memory at `from` to `to` in the object.
+///
+/// # Errors
+/// What the object has then of pages that it had not is whole.
 pub(crate) fn copy_to(object: &Object, from: usize, to: Range) -> SysResult<()> {
+    write_whole_pages(object.own(), from, to)
+}
+
+/// The same with a descriptor, by system calls alone.
+pub(super) fn write_whole_pages(object: BorrowedFd<'_>, from: usize, to: Range) -> SysResult<()> {
     let mut done = 0;
     while done < to.len() {
-        let offset = (to.start() + done) as u64;
-        match memory::write_from(object.own(), from + done, to.len() - done, offset) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(count) => done += count,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
+        let at = to.start() + done;
+        let errno = match memory::write_from(object, from + done, to.len() - done, at as u64) {
+            Ok(count) if count > 0 => {
+                done += count;
+                continue;
+            }
+            Ok(_) => Errno::IO,
+            Err(Errno::INTR) => continue,
+            Err(errno) => errno,
+        };
+        let page = Range::page_at(at);
+        let _ = memory::punch(object, page.start() as u64, page.len() as u64);
+        return Err(errno);
     }
     Ok(())
 }
@@ -189,17 +203,28 @@ pub(crate) unsafe fn adopt(
         let _ = object.punch(range);
         error
     };
+    // Where importers see the object they may have stored to what was copied.
+    let seen = !whole && mover.is_none() && vma.prot.contains(ProtFlags::WRITE);
+    let undo_copy = |error: Error| {
+        if seen {
+            // SAFETY: nobody runs, and nothing that is watched is touched.
+            let given = unsafe { extract::give_back(object, range, placement) };
+            if let Err(errno) = given {
+                log!(Error, "what importers have just stored to {range} is lost: {errno}", errno = Said(errno));
+            }
+        }
+        undo(error)
+    };
     // An importer with write access may have put pages where there was nothing.
     object.punch(range).map_err(failed("fallocate"))?;
     let policy = placement.begin(object, range);
     let mut staging = stager.stage(object, range, whole);
-    fill_existing(object, range, vma, pagemap, placement, &mut staging)
-        .map_err(failed("copy to a memfd"))
-        .map_err(undo)?;
-    if let Some(staging) = staging.as_ref().filter(|_| whole) {
+    let copied = fill_existing(object, range, vma, pagemap, placement, &mut staging);
+    if let Some(staging) = staging.as_ref().filter(|_| whole && copied.is_ok()) {
         huge_pages.note(range, staging.collapsed());
     }
     if !still_stopped() {
+        // The memory may be newer than the copy.
         return Err(undo(Error::OutOfResources { call: "stopping the threads", errno: Errno::AGAIN }));
     }
     // To replace what the application watches would wait for the application. Only this tells: what cannot be watched is not watched.
@@ -208,6 +233,7 @@ pub(crate) unsafe fn adopt(
     }
     // Also what was watched before: where a file was until a moment ago, say.
     watchers.forget(range).map_err(failed("UFFDIO_UNREGISTER")).map_err(undo)?;
+    copied.map_err(failed("copy to a memfd")).map_err(undo_copy)?;
     if attributes.huge_pages == HugePageAdvice::Unasked {
         attributes.huge_pages = huge_page_advice(maps, range);
     }
@@ -248,7 +274,7 @@ pub(crate) unsafe fn adopt(
             }
         }
     }
-    mapped.map_err(undo)?;
+    mapped.map_err(undo_copy)?;
     placement.give(range, policy);
     restore_attributes(range, &while_adopted(&attributes, vma.shared), vma.prot);
     if let Err(errno) = watchers.watch(range) {

@@ -163,6 +163,19 @@ impl<'a> Extract<'a> {
     }
 }
 
+/// Puts what importers have stored to copies of pages into the memory at `range` that they were copied from, at their offsets, and takes the copies out
+/// of the object: those that the object has are whole.
+///
+/// # Errors
+/// Some of the memory has what it had.
+///
+/// # Safety
+/// Nobody else uses the memory, which is not the object's.
+pub(super) unsafe fn give_back(object: &Object, range: Range, placement: &Placement) -> SysResult<()> {
+    let mut extract = Extract { object, from: range, staging: range.start(), taken: OwnVec::new() };
+    extract.take_all(range, Order::TakeFirst, placement)
+}
+
 /// Makes small pages of a block that may be one huge page: it leaves whole, which always works, and comes back. Splitting a huge page fails where somebody
 /// has it in hand, and importers may touch it all the time.
 ///

@@ -9,6 +9,7 @@
 //! for 512. It takes a third of the time of small pages.
 
 use super::super::errand::Errand;
+use super::adopt::write_whole_pages;
 use super::object::Object;
 use crate::counters::{self, Cell};
 use crate::range::Range;
@@ -82,7 +83,7 @@ impl Staging<'_> {
     /// Copies a part of the home.
     ///
     /// # Errors
-    /// What is there then is undefined. Whether there are huge pages [`collapsed`](Self::collapsed) tells.
+    /// Some pages are there then; those of blocks that are to be huge may be zeroes. Whether there are huge pages [`collapsed`](Self::collapsed) tells.
     pub(crate) fn fill(&mut self, part: Range) -> SysResult<()> {
         let huge = self.huge;
         let Some(to) = part.shifted(self.home.start(), self.view.start()) else { return Err(Errno::INVAL) };
@@ -247,16 +248,7 @@ impl Order {
     fn write(&self, range: Range) -> SysResult<()> {
         // SAFETY: as above.
         let object = unsafe { BorrowedFd::borrow_raw(self.object) };
-        let mut at = range.start();
-        while at < range.end() {
-            match memory::write_from(object, at, range.end() - at, at as u64) {
-                Ok(0) => return Err(Errno::IO),
-                Ok(count) => at += count,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
+        write_whole_pages(object, range.start(), range)
     }
 
     fn copy_blocks(&self, blocks: Range) -> SysResult<()> {
