@@ -6,7 +6,7 @@
 #                                              /run/work, writable; it runs as root in /run/work. The exit status
 #                                              is the command's. For the kernel's modules: modprobe -d "$GUEST_KERNEL".
 #
-# VERSION is one of kernels.sh: 6.1, 6.12, 6.1-debug, 6.12-debug.
+# VERSION is one of kernels.sh: 6.1, 6.12, 7, 6.1-debug, 6.12-debug.
 #
 #   RMAP_GUEST_MEMORY     of the guest                    (2G)
 #   RMAP_GUEST_NODES      2: half of its memory and one of its processors are on another NUMA node

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# kernel/test/run.sh [VERSION...] [-- TEST...]: builds the module for each kernel (6.1 6.12; 6.1-debug, 6.12-debug), boots it, and runs the
+# kernel/test/run.sh [VERSION...] [-- TEST...]: builds the module for each kernel (6.1 6.12; 7, 6.1-debug, 6.12-debug), boots it, and runs the
 # tests on it: as root, as an ordinary user, and unloading the module. The kernel's log must be clean.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../ci/lib.sh"
