@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# MPI jobs that check every byte, over the engines that need a kernel module, on a Debian kernel in QEMU: as an ordinary user.
+# MPI jobs that check every byte, over the engines that need a kernel module, on a Debian kernel in QEMU: as an ordinary user. `rmap doctor`
+# must say that they used the library, and by which engine.
 #
 #   ci/test-mpi-kernel.sh [VERSION]    of the kernel (6.1)
 #   RMAP_ENGINES="mirror driver"       which engines
@@ -39,8 +40,10 @@ for engine in $engines; do
     for consumer in $consumers; do
         # Messages of up to 8 MiB, in all kinds of memory.
         echo "== $consumer: $engine engine"
-        RMAP_ENGINE=$engine setpriv --reuid 65534 --regid 65534 --clear-groups \
-            mpi-tests/run.sh "$consumer" xpmem 2 exchange 8192 || failed+=("$consumer/$engine")
+        RMAP_ENGINE=$engine setpriv --reuid 65534 --regid 65534 --clear-groups prefix/bin/rmap doctor -- \
+            mpi-tests/run.sh "$consumer" xpmem 2 exchange 8192 2>doctor || failed+=("$consumer/$engine")
+        cat doctor
+        grep -q "^the library was USED: 2 processes .*(engine $engine)\$" doctor || failed+=("doctor/$consumer/$engine")
     done
 done
 finish
