@@ -166,4 +166,5 @@ with_compiler() {
         for folder in "$1" "$2"; do mount --bind "$folder" "$root$folder"; done; shift 2
         mount -t proc proc "$root/proc"
         exec chroot "$root" "$@"' _ "$root" "$cache" "$folder" "$@"
+    rmdir "$root$folder"
 }

@@ -75,4 +75,5 @@ status=0
 for guest in "${guests[@]}"; do
     wait "$guest" || status=$?
 done
+guests=()
 exit "$status"

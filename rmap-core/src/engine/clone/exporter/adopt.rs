@@ -19,35 +19,38 @@ use crate::sys::{Errno, Said, SysResult};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Copies `range` of this process to its place in the object.
+///
+/// # Errors
+/// The page that could not be copied is a hole.
 pub(crate) fn fill(object: &Object, range: Range) -> SysResult<()> {
-    copy_to(object, range.start(), range)
+    fill_by_descriptor(object.own(), range)
+}
+
+/// The same, by system calls alone.
+pub(super) fn fill_by_descriptor(object: BorrowedFd<'_>, range: Range) -> SysResult<()> {
+    write(object, range.start(), range).map_err(|(at, errno)| {
+        let page = Range::page_at(at);
+        let _ = memory::punch(object, page.start() as u64, page.len() as u64);
+        errno
+    })
 }
 
 /// Copies the memory at `from` to `to` in the object.
-///
-/// # Errors
-/// What the object has then of pages that it had not is whole.
 pub(crate) fn copy_to(object: &Object, from: usize, to: Range) -> SysResult<()> {
-    write_whole_pages(object.own(), from, to)
+    write(object.own(), from, to).map_err(|(_, errno)| errno)
 }
 
-/// The same with a descriptor, by system calls alone.
-pub(super) fn write_whole_pages(object: BorrowedFd<'_>, from: usize, to: Range) -> SysResult<()> {
+/// The same; an error says how far it came.
+fn write(object: BorrowedFd<'_>, from: usize, to: Range) -> core::result::Result<(), (usize, Errno)> {
     let mut done = 0;
     while done < to.len() {
         let at = to.start() + done;
-        let errno = match memory::write_from(object, from + done, to.len() - done, at as u64) {
-            Ok(count) if count > 0 => {
-                done += count;
-                continue;
-            }
-            Ok(_) => Errno::IO,
-            Err(Errno::INTR) => continue,
-            Err(errno) => errno,
-        };
-        let page = Range::page_at(at);
-        let _ = memory::punch(object, page.start() as u64, page.len() as u64);
-        return Err(errno);
+        match memory::write_from(object, from + done, to.len() - done, at as u64) {
+            Ok(0) => return Err((at, Errno::IO)),
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err((at, errno)),
+        }
     }
     Ok(())
 }
@@ -207,7 +210,7 @@ pub(crate) unsafe fn adopt(
     let seen = !whole && mover.is_none() && vma.prot.contains(ProtFlags::WRITE);
     let undo_copy = |error: Error| {
         if seen {
-            // SAFETY: nobody runs, and nothing that is watched is touched.
+            // SAFETY: nobody runs, and nothing there is watched.
             let given = unsafe { extract::give_back(object, range, placement) };
             if let Err(errno) = given {
                 log!(Error, "what importers have just stored to {range} is lost: {errno}", errno = Said(errno));

@@ -120,6 +120,24 @@ impl<'a> Extract<'a> {
         if held { pipes.release(block.len(), place, whole) } else { Ok(()) }
     }
 
+    /// Copies what was taken to the addresses that are its offsets.
+    ///
+    /// # Safety
+    /// Nobody else uses the memory there.
+    unsafe fn copy_home(&self) -> SysResult<()> {
+        for part in self.taken.iter() {
+            let mut at = part.start();
+            while at < part.end() {
+                // SAFETY: the caller's promise.
+                match unsafe { memory::copy_by_kernel(self.place_of(at), at, part.end() - at) }? {
+                    0 => return Err(Errno::FAULT),
+                    count => at += count,
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Gives the object its pages back: the staging area must be readable, and has them no more afterwards. Their memory was just freed, so want of it is
     /// passing, and waited out: all threads that could miss them stand still.
     pub(crate) fn put_back(&self) {
@@ -164,7 +182,7 @@ impl<'a> Extract<'a> {
 }
 
 /// Puts what importers have stored to copies of pages into the memory at `range` that they were copied from, at their offsets, and takes the copies out
-/// of the object: those that the object has are whole.
+/// of the object: those that the object has are whole. Only the kernel touches the memory: it is the application's.
 ///
 /// # Errors
 /// Some of the memory has what it had.
@@ -172,8 +190,19 @@ impl<'a> Extract<'a> {
 /// # Safety
 /// Nobody else uses the memory, which is not the object's.
 pub(super) unsafe fn give_back(object: &Object, range: Range, placement: &Placement) -> SysResult<()> {
-    let mut extract = Extract { object, from: range, staging: range.start(), taken: OwnVec::new() };
-    extract.take_all(range, Order::TakeFirst, placement)
+    let staging = memory::map_agreeing(HUGE_PAGE, 0, ProtFlags::READ | ProtFlags::WRITE)?;
+    let (mut given, mut start) = (Ok(()), range.start());
+    while let Some(block) = Range::between(start, end_of_block(start).min(range.end())) {
+        let mut extract = Extract { object, from: block, staging, taken: OwnVec::new() };
+        let mapped = Range::new(staging, block.len()).ok_or(Errno::INVAL);
+        let taken = mapped.and_then(|mapped| extract.take_all(mapped, Order::TakeFirst, placement));
+        // SAFETY: the caller's promise.
+        given = given.and(taken.and_then(|()| unsafe { extract.copy_home() }));
+        start = block.end();
+    }
+    // SAFETY: the staging area is ours.
+    let _ = unsafe { memory::unmap(staging, HUGE_PAGE) };
+    given
 }
 
 /// Makes small pages of a block that may be one huge page: it leaves whole, which always works, and comes back. Splitting a huge page fails where somebody

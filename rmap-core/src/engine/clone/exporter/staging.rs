@@ -9,7 +9,7 @@
 //! for 512. It takes a third of the time of small pages.
 
 use super::super::errand::Errand;
-use super::adopt::write_whole_pages;
+use super::adopt::fill_by_descriptor;
 use super::object::Object;
 use crate::counters::{self, Cell};
 use crate::range::Range;
@@ -248,7 +248,7 @@ impl Order {
     fn write(&self, range: Range) -> SysResult<()> {
         // SAFETY: as above.
         let object = unsafe { BorrowedFd::borrow_raw(self.object) };
-        write_whole_pages(object, range.start(), range)
+        fill_by_descriptor(object, range)
     }
 
     fn copy_blocks(&self, blocks: Range) -> SysResult<()> {
